@@ -174,12 +174,20 @@ def test_running_statistics_move_in_train_mode_and_stay_put_when_frozen(mode):
     assert {name for name, p in model.named_parameters() if p.requires_grad} <= changed
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "vgg16"])
-def test_random_backbone_keeps_the_scale_of_its_input(arch):
+def test_random_resnet_keeps_the_scale_of_its_input():
     torch.manual_seed(0)
-    model = deeplab_v2(arch)
-    features, _ = model(torch.randn(1, 3, 64, 64))
-    assert 0.01 < features.std() < 20
+    features, _ = deeplab_v2("resnet18")(torch.randn(1, 3, 64, 64))
+    assert 0.1 < features.std() < 10
+
+
+def test_vgg16_starts_fc6_and_fc7_small_and_the_other_convolutions_at_kaiming_scale():
+    torch.manual_seed(0)
+    layers = deeplab_v2("vgg16").features
+    # PyTorch's default is uniform in +-1/sqrt(fan in); kaiming normal has variance 2 / fan out.
+    assert layers[29].weight.std().item() == pytest.approx((3 * 9 * 512) ** -0.5, rel=0.01)
+    assert layers[31].weight.std().item() == pytest.approx((3 * 9 * 1024) ** -0.5, rel=0.01)
+    assert layers[27].weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
+    assert not layers[27].bias.any()
 
 
 @pytest.mark.parametrize(

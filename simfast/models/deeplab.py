@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 RESNET_STAGES = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 ARCHITECTURES = (*RESNET_STAGES, "vgg16")
+VGG16_FC6_FC7 = ("features.29", "features.31")
 BATCH_NORM_MODES = ("train", "frozen")
 
 
@@ -26,7 +27,8 @@ class DeepLabV2(nn.Module):
     ResNets follow the released code: max-pool in ceil mode, layer3 dilated by 2 and layer4 by 4 at stride 1, the
     stride of a bottleneck on its first 1x1 convolution. VGG16 loses pool4 and pool5, conv5 is dilated by 2, and fc6
     and fc7 are 3x3 convolutions dilated by 4. The affine parameters of every batch norm are frozen.
-    Backbone convolutions start from kaiming normal (fan out); the head is described at `DilatedHead`.
+    Backbone convolutions start from kaiming normal (fan out), but VGG16's fc6 and fc7 from PyTorch's default (released
+    code): they usually sit on pretrained layers with large activations. The head is described at `DilatedHead`.
 
     Args:
         arch: "resnet18", "resnet50", "resnet101" or "vgg16".
@@ -69,8 +71,8 @@ class DeepLabV2(nn.Module):
             self.num_features = self._build_resnet(
                 RESNET_STAGES[arch], BasicBlock if arch == "resnet18" else Bottleneck
             )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and name not in VGG16_FC6_FC7:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from simfast.models.deeplab import DeepLabV2
+from simfast.models.deeplab import VGG16_FC6_FC7, DeepLabV2
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,8 @@ BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)  # caffe's ImageNet mean o
 RGB_MEAN = (0.485, 0.456, 0.406)  # ImageNet mean and deviation of R, G, B in [0, 1], as torchvision has them
 RGB_STD = (0.229, 0.224, 0.225)
 
-# torchvision's VGG16 keeps pool4 at index 23, so its conv5 sits one later than the family's; fc6 and fc7 of the
-# network here are convolutions that such a file does not have.
+# torchvision's VGG16 keeps pool4 at index 23, so its conv5 sits one later than the family's.
 TORCHVISION_VGG16_CONV5 = {"24": "23", "26": "25", "28": "27"}
-VGG16_FC6_FC7 = ("features.29.", "features.31.")
 FAMILY_HEAD = re.compile(r"(layer5|layer6|classifier)\.conv2d_list\.")
 
 
@@ -90,6 +88,7 @@ def load_weights(model: DeepLabV2, path: str | Path, convention: str | None = No
     fatal = [name for name in missing if name not in head_missing]
     counts = f"{len(counted) - len(head) - len(fatal)} of {len(counted) - len(head)} backbone tensors"
     if torchvision_vgg16:
+        # Its fully connected layers are no substitute for the dilated convolutions fc6 and fc7.
         fatal = [name for name in fatal if not name.startswith(VGG16_FC6_FC7)]
     if fatal:
         raise ValueError(
