@@ -1,0 +1,28 @@
+"""The embedded data set: rendered streets in two looks, with exact labels (tools/render_streets.py draws them)."""
+
+from pathlib import Path
+
+from simfast.data.folder import SegmentationFolder
+
+SPLITS = {"source": "source", "train": "target_train", "test": "target_test"}
+CLASS_IDS = tuple(i for i in range(19) if i != 16)
+"""Every class but the train."""
+
+
+def open_streets(
+    split: str, size: tuple[int, int], *, labelled: bool = True, resize_labels: bool = True
+) -> SegmentationFolder:
+    """A part of the embedded pictures, 320x240 in the files: 240 source, 120 train and 60 test images.
+
+    Args:
+        split: "source", the sunny game look; "train" or "test", the camera look.
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"streets: split must be one of {', '.join(SPLITS)}, got {split!r}")
+    folder = Path(__file__).parent / SPLITS[split]
+    return SegmentationFolder(
+        folder / "images", folder / "labels" if labelled else None, size, None, resize_labels, CLASS_IDS
+    )
