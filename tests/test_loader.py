@@ -1,0 +1,150 @@
+"""The loader: a batch is a function of its number and the seed alone, whoever reads it and wherever a run began."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simfast.data.folder import SegmentationFolder
+from simfast.data.loader import DomainLoader, evaluation_loader
+
+SIZE = (8, 6)
+
+
+def make_domain(root, count):
+    """`count` pictures; a pixel's red is the number of its picture, green and label are its column."""
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+    column = np.broadcast_to(np.arange(8, dtype=np.uint8), (6, 8))
+    for i in range(count):
+        Image.fromarray(np.stack([column * 0 + i, column, column], -1)).save(root / f"images/{i:02d}.png")
+        Image.fromarray(column).save(root / f"labels/{i:02d}.png")
+    return SegmentationFolder(root / "images", root / "labels", SIZE)
+
+
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory):
+    root = tmp_path_factory.mktemp("domains")
+    return make_domain(root / "source", 7), make_domain(root / "target", 5)
+
+
+def take(loader, count):
+    return [batch for _, batch in zip(range(count), loader)]  # noqa: B905  the loader is endless
+
+
+def identities(images):
+    """Which pictures a batch holds, and which of them are mirrored."""
+    return [(int(image[0, 0, 0]), bool(image[1, 0, 0])) for image in images]
+
+
+def same(first, second):
+    return all(torch.equal(x, y) for a, b in zip(first, second, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def test_a_batch_holds_bytes_of_both_domains(domains):
+    loader = DomainLoader(*domains, 2, seed=0, workers=0, flip=False)
+    batch = next(iter(loader))
+    assert batch.source_images.shape == batch.target_images.shape == (2, 3, 6, 8)
+    assert batch.source_labels.shape == (2, 6, 8)
+    assert {x.dtype for x in batch} == {torch.uint8}
+    assert next(iter(DomainLoader(domains[0], None, 2, 0, 0, False))).target_images is None
+
+
+def test_each_image_comes_once_an_epoch_in_an_order_of_its_own(domains):
+    batches = take(DomainLoader(*domains, 3, seed=1, workers=0, flip=False), 35)  # 105 images: 15 and 21 epochs
+    for part, count in (("source_images", 7), ("target_images", 5)):
+        order = [i for batch in batches for i, _ in identities(getattr(batch, part))]
+        epochs = [tuple(order[i : i + count]) for i in range(0, len(order), count)]
+        assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+        assert len(set(epochs)) > len(epochs) / 2
+
+
+def test_the_seed_decides_whatever_the_global_random_state(domains):
+    torch.manual_seed(5)
+    first = take(DomainLoader(*domains, 2, seed=3, workers=0, flip=True), 6)
+    torch.manual_seed(6)
+    assert same(first, take(DomainLoader(*domains, 2, seed=3, workers=0, flip=True), 6))
+    assert not same(first, take(DomainLoader(*domains, 2, seed=4, workers=0, flip=True), 6))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_loader_goes_on_where_the_straight_one_is(workers, domains):
+    straight = take(DomainLoader(*domains, 2, seed=7, workers=0, flip=True), 9)
+    loader = DomainLoader(*domains, 2, seed=7, workers=workers, flip=True)
+    start = take(loader, 4)
+    assert loader.position == 4  # handed out; the workers are further on
+    resumed = DomainLoader(*domains, 2, seed=7, workers=workers, flip=True, position=loader.position)
+    assert same(straight, start + take(resumed, 5))
+    assert same(straight[4:], take(loader, 5))
+
+
+def test_flip_mirrors_half_of_the_images_and_their_labels_with_them(domains):
+    batches = take(DomainLoader(*domains, 2, seed=0, workers=0, flip=True), 100)
+    images = torch.cat([batch.source_images for batch in batches])
+    assert torch.equal(images[:, 1], torch.cat([batch.source_labels for batch in batches]))
+    mirrored = {part: [m for b in batches for _, m in identities(getattr(b, part))] for part in batches[0]._fields[::2]}
+    assert all(80 <= sum(coins) <= 120 for coins in mirrored.values())
+    assert mirrored["source_images"] != mirrored["target_images"]
+    plain = take(DomainLoader(*domains, 2, seed=0, workers=0, flip=False), 100)
+    assert not any(m for b in plain for _, m in identities(b.source_images))
+    assert [i for b in plain for i, _ in identities(b.source_images)] == images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_is_named_by_whichever_process_meets_it(workers, tmp_path):
+    data = make_domain(tmp_path, 4)
+    (tmp_path / "images/02.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"^\S*images/02\.png: must be a readable picture"):
+        take(DomainLoader(data, None, 1, 0, workers, False), 4)
+    with pytest.raises(ValueError, match=r"^\S*images/02\.png: must be a readable picture"):
+        list(evaluation_loader(data, 3, workers))
+
+
+def test_workers_leave_ctrl_c_and_sigterm_to_the_trainer(domains):
+    batches = iter(DomainLoader(*domains, 1, seed=0, workers=2, flip=False))
+    next(batches)
+    children = _children()
+    assert len(children) == 2
+    for child in children:
+        os.kill(child, signal.SIGINT)
+        os.kill(child, signal.SIGTERM)
+    for _ in range(20):
+        next(batches)
+    batches.close()
+    assert not _children() & children
+
+
+def _children():
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_reads_each_image_once_in_order_with_labels_of_their_own_size(workers, tmp_path):
+    make_domain(tmp_path, 5)
+    Image.new("RGB", (20, 10), (9, 0, 0)).save(tmp_path / "images/05.png")
+    Image.new("L", (20, 10), 3).save(tmp_path / "labels/05.png")
+    data = SegmentationFolder(tmp_path / "images", tmp_path / "labels", SIZE, resize_labels=False)
+    loader = evaluation_loader(data, 4, workers)
+    assert len(loader) == 2
+    batches = list(loader)
+    assert [len(images) for images, _, _ in batches] == [4, 2]
+    assert [int(image[0, 0, 0]) for images, _, _ in batches for image in images] == [0, 1, 2, 3, 4, 9]
+    assert [tuple(label.shape) for _, labels, _ in batches for label in labels] == [(6, 8)] * 5 + [(10, 20)]
+    assert [name for _, _, names in batches for name in names] == data.names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
+        ({"position": -1}, "position: must not be negative"),
+    ],
+)
+def test_bad_arguments_are_named(options, message, domains):
+    arguments = {"batch_size": 1, "seed": 0, "workers": 0, "flip": False} | options
+    with pytest.raises(ValueError, match=message):
+        DomainLoader(*domains, **arguments)
