@@ -75,7 +75,8 @@ class SegmentationFolder:
         label = torch.empty(0, dtype=torch.uint8)
         if self._labels is not None:
             label = torch.from_numpy(self._label(self._labels[i], picture.size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), label, self.names[i]
+        planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return torch.from_numpy(planes), label, self.names[i]
 
     def _label(self, path: Path, size: tuple[int, int]) -> np.ndarray:
         picture = _read(path)

@@ -3,10 +3,11 @@
 import hashlib
 import itertools
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -102,18 +103,17 @@ class _Batches:
             images, labels = zip(*self._samples("source", self.source, p), strict=True)
             target = None
             if self.target is not None:
-                target = torch.stack([image for image, _ in self._samples("target", self.target, p)])
-            return Batch(torch.stack(images), torch.stack(labels), target)
+                target = _stack([image for image, _ in self._samples("target", self.target, p)])
+            return Batch(_stack(images), _stack(labels), target)
         except ValueError as error:
             return error
 
-    def _samples(self, domain: str, dataset: SegmentationFolder, p: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _samples(self, domain: str, dataset: SegmentationFolder, p: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for k in range(p * self.batch_size, (p + 1) * self.batch_size):
             epoch, place = divmod(k, len(dataset))
             image, label, _ = dataset[_permutation(len(dataset), self.seed, domain, epoch)[place]]
-            if self.flip and _draw(self.seed, domain, "flip", k) % 2:
-                image, label = image.flip(-1), label.flip(-1)
-            yield image, label
+            turn = -1 if self.flip and _draw(self.seed, domain, "flip", k) % 2 else 1
+            yield image.numpy()[..., ::turn], label.numpy()[..., ::turn]
 
 
 class _Groups:
@@ -129,7 +129,7 @@ class _Groups:
         try:
             last = min((i + 1) * self.size, len(self.dataset))
             images, labels, names = zip(*(self.dataset[j] for j in range(i * self.size, last)), strict=True)
-            return torch.stack(images), list(labels), list(names)
+            return _stack([image.numpy() for image in images]), list(labels), list(names)
         except ValueError as error:
             return error
 
@@ -152,6 +152,11 @@ def _read(dataset, order: Iterable[int], workers: int) -> Iterator:
         if isinstance(item, ValueError):
             raise item
         yield item
+
+
+def _stack(items: Sequence[np.ndarray]) -> Tensor:
+    """By NumPy: torch would wake all its threads for a copy of some kilobytes, and wait for them on a busy CPU."""
+    return torch.from_numpy(np.stack(items))
 
 
 def _as_is(item):
