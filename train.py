@@ -5,10 +5,11 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 # Deterministic matrix products on a GPU need this before the first one (NVIDIA cuBLAS documentation).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from simfast import checkpoint, report
 from simfast.cli import parse
 from simfast.config import Config
+from simfast.console import StopSignals, set_up_logging
 from simfast.data import open_dataset
 from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
 from simfast.data.loader import DomainLoader, evaluation_loader
@@ -33,7 +35,7 @@ from simfast.step import Trainer
 log = logging.getLogger("simfast")
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     """One run, from the command line to its last evaluation.
 
     Returns:
@@ -43,139 +45,39 @@ def main(argv: list[str] | None = None) -> dict:
         SystemExit: bad settings or data (a message), or a signal (128 + its number; a checkpoint is saved first).
     """
     config = parse(sys.argv[1:] if argv is None else argv)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and device.type != "cuda":
-        raise SystemExit("train.py: device: cuda was asked for, and torch sees no GPU")
-    out = run_folder(config)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[BesideTheBar(), logging.FileHandler(out / "log.txt")],
-        force=True,
-    )
     try:
-        return train(config, device, out)
+        return train(config, pick_device(config), run_folder(config))
     except (ValueError, OSError) as error:
-        log.debug("", exc_info=True)
         raise SystemExit(f"train.py: {error}") from error
 
 
-def train(config: Config, device: torch.device, out: Path) -> dict:
-    """The story of a run: data, networks, then steps with evaluations and checkpoints between them."""
+def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
+    """The story of a run: data and networks, then steps with evaluations and checkpoints between them."""
+    set_up_logging(out / "log.txt")
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
     resumed = checkpoint.load(config.resume) if config.resume else None
-    report.write_text(out / "config.yaml", yaml.safe_dump(config.recipe(), sort_keys=False))
+    first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
+    recipe = yaml.safe_dump(config.recipe(), sort_keys=False)
+    log.info("%s", recipe)
 
-    # Data. target-only is source-only on the target's labels.
-    target = open_dataset(
-        config.target,
-        config.target_root,
-        config.target_split,
-        config.target_size,
-        labelled=config.method == "target-only",
-        ids=config.target_ids,
-    )
-    held_out = open_dataset(
-        config.target,
-        config.target_root,
-        config.eval_split,
-        config.target_size,
-        resize_labels=False,
-        ids=config.target_ids,
-    )
-    source = target
-    if config.method != "target-only":
-        source = open_dataset(
-            config.source, config.source_root, config.source_split, config.source_size, ids=config.source_ids
-        )
-    class_ids = sorted(set(source.class_ids) & set(held_out.class_ids))
-    adversarial = config.method in ("aa", "aa+sim")
-    loader = DomainLoader(
-        source,
-        target if adversarial else None,
-        config.batch_size,
-        config.seed,
-        config.workers,
-        config.flip,
-        position=resumed["step"] if resumed else 0,
-    )
+    loader, held_out, class_ids = open_data(config, first)
+    trainer = build_trainer(config, device, resumed)
     held_out_loader = evaluation_loader(held_out, 1, config.workers)
-
-    # Networks.
-    model = deeplab_v2(config.arch, NUM_CLASSES, config.head_dilations, config.batch_norm)
-    convention = "rgb" if config.convention == "auto" else config.convention
-    if resumed:
-        convention = resumed["convention"]
-    elif config.weights:
-        convention = load_weights(
-            model, config.weights, None if config.convention == "auto" else config.convention
-        ).convention
-    discriminator = Discriminator(NUM_CLASSES) if adversarial else None
-    matching = None
-    if config.method == "aa+sim":
-        matching = StuffInstanceMatching(
-            model.num_features,
-            STUFF,
-            THINGS,
-            config.stuff_rows,
-            config.max_instances,
-            config.gate,
-            config.fill_rule,
-            config.ops,
-        )
-    for part in (model, discriminator, matching):
-        if part is not None:
-            part.to(device)
-    trainer = Trainer(config, model, discriminator, matching, convention)
-
-    first, best, last = 0, None, None
-    if resumed:
-        for name, part in (trainer.modules() | trainer.optimizers()).items():
-            part.load_state_dict(resumed[name])
-        checkpoint.set_random_state(resumed["random"])
-        first, best, last = resumed["step"], resumed["best"], resumed["last"]
-        log.info("continuing %s at step %d", config.resume, first)
-    log.info("%s", yaml.safe_dump(config.recipe(), sort_keys=False))
-    log.info(
-        "%s: %d %s -> %d %s images, %d held out; %s on %s, %s input, run folder %s",
-        config.method,
-        len(source),
-        config.source,
-        len(target),
-        config.target,
-        len(held_out),
-        config.arch,
-        device,
-        convention,
-        out,
-    )
+    log.info("%s on %s, %s, run folder %s", config.arch, device, f"from step {first}" if first else "new", out)
 
     def save(name: str, step: int) -> None:
-        state = {key: part.state_dict() for key, part in (trainer.modules() | trainer.optimizers()).items()}
-        checkpoint.save(
-            out / name,
-            state
-            | {
-                "step": step,
-                "best": best,
-                "last": last,
-                "convention": convention,
-                "random": checkpoint.random_state(),
-                "config": config.to_dict(),
-            },
-        )
+        progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
+        checkpoint.save(out / name, trainer.state_dict() | progress | {"random": checkpoint.random_state()})
 
+    report.write_text(out / "config.yaml", recipe)
     metrics = report.Metrics(out, first)
     started, sums, since = time.monotonic(), None, first
     bar = tqdm(total=config.steps, initial=first, desc=config.method, unit="step", dynamic_ncols=True)
-    with StopSignals() as stop, bar:
+    with StopSignals() as stop, bar, closing(metrics):
         for step, batch in zip(range(first + 1, config.steps + 1), loader):  # noqa: B905  the loader is endless
-            source_images, source_labels, target_images = (
-                None if x is None else x.to(device, non_blocking=True) for x in batch
-            )
-            losses = trainer.step(step - 1, source_images, source_labels, target_images)
+            losses = trainer.step(step - 1, *(x if x is None else x.to(device, non_blocking=True) for x in batch))
             sums = torch.stack(list(losses.values())) + (0 if sums is None else sums)
             bar.update()
 
@@ -188,29 +90,24 @@ def train(config: Config, device: torch.device, out: Path) -> dict:
                 bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
 
             if step % config.eval_every == 0 or step == config.steps:
-                scores, pictures = evaluate(model, held_out_loader, class_ids, convention, device, config.panel_images)
-                last = report.score_row(scores) | {"step": step}
-                is_best = best is None or last["miou"] > best["miou"]
-                best = last if is_best else best
-                metrics.write("eval", step, {k: v for k, v in last.items() if k != "step"})
-                if pictures:
-                    report.save_panel(out / f"panel-{step:06d}.png", pictures)
-                log.info(
-                    "step %d: mIoU %.2f %% (best %.2f %% at step %d)",
-                    step,
-                    100 * last["miou"],
-                    100 * best["miou"],
-                    best["step"],
+                scores, pictures = evaluate(
+                    trainer.model, held_out_loader, class_ids, trainer.convention, device, config.panel_images
                 )
-                if is_best:
+                last = report.score_row(scores)
+                metrics.write("eval", step, last)
+                last["step"] = step
+                if best is None or last["miou"] > best["miou"]:
+                    best = last
                     save("best.pt", step)
                 save("last.pt", step)
+                if pictures:
+                    report.save_panel(out / f"panel-{step:06d}.png", pictures)
+                log.info("step %d: mIoU %.2f %%, best %.2f %%", step, 100 * last["miou"], 100 * best["miou"])
 
             if stop.received and step < config.steps:
                 save("last.pt", step)
                 log.info("stopped by %s after step %d; continue with --resume %s", stop.received.name, step, out)
                 raise SystemExit(128 + stop.received)
-    metrics.close()
 
     report.save_curve(out / "curve.png", {config.method: report.read_metrics(metrics.path)})
     result = {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
@@ -220,44 +117,72 @@ def train(config: Config, device: torch.device, out: Path) -> dict:
     return result
 
 
+def open_data(config: Config, position: int) -> tuple[DomainLoader, Any, list[int]]:
+    """Training batches from a position on, the held-out set, and the classes that both label. target-only trains on
+    the target's labels as source-only does on the source's."""
+    labelled = config.method == "target-only"
+    target_of = (config.target, config.target_root)
+    target = open_dataset(*target_of, config.target_split, config.target_size, labelled=labelled, ids=config.target_ids)
+    held_out = open_dataset(
+        *target_of, config.eval_split, config.target_size, resize_labels=False, ids=config.target_ids
+    )
+    source = target
+    if not labelled:
+        source = open_dataset(
+            config.source, config.source_root, config.source_split, config.source_size, ids=config.source_ids
+        )
+    adversarial = target if config.method in ("aa", "aa+sim") else None
+    loader = DomainLoader(
+        source, adversarial, config.batch_size, config.seed, config.workers, config.flip, position=position
+    )
+    log.info(
+        "%s: %d labelled, %d unlabelled, %d held-out images", config.method, len(source), len(target), len(held_out)
+    )
+    class_ids = sorted(set(source.class_ids) & set(held_out.class_ids))
+    if not class_ids:
+        raise ValueError(
+            f"source and target: must label a class in common, got {source.class_ids}, {held_out.class_ids}"
+        )
+    return loader, held_out, class_ids
+
+
+def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:
+    """The networks that the method needs with their optimisers, from initial weights or from a checkpoint."""
+    model = deeplab_v2(config.arch, NUM_CLASSES, config.head_dilations, config.batch_norm)
+    convention = None if config.convention == "auto" else config.convention
+    if config.weights and not resumed:
+        convention = load_weights(model, config.weights, convention).convention
+    discriminator = Discriminator(NUM_CLASSES) if config.method in ("aa", "aa+sim") else None
+    matching = None
+    if config.method == "aa+sim":
+        rows, most = config.stuff_rows, config.max_instances
+        matching = StuffInstanceMatching(
+            model.num_features, STUFF, THINGS, rows, most, config.gate, config.fill_rule, config.ops
+        )
+    trainer = Trainer(config, model, discriminator, matching, convention or "rgb", device)
+    if resumed:
+        trainer.load_state_dict(resumed)
+        checkpoint.set_random_state(resumed["random"])
+    return trainer
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device asked for; auto takes the GPU where there is one."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, and torch sees no GPU")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def run_folder(config: Config) -> Path:
     """The folder to write to; a new run never writes into one that holds a run already."""
     out = config.out
     if out is None:
-        name = f"{config.preset}-{config.method}".replace("auto-", "")
-        out = next(p for n in itertools.count(1) if not (p := Path("runs") / f"{name}-{n}").exists())
-    elif config.resume is None and (out / "config.yaml").exists():
-        raise SystemExit(
-            f"train.py: out: {out} holds a run already; continue it with --resume {out}, or choose another"
-        )
+        names = (f"{config.preset}-{config.method}-{n}" for n in itertools.count(1))
+        out = next(path for name in names if not (path := Path("runs") / name).exists())
+    elif config.resume is None and (out / "metrics.jsonl").exists():
+        raise ValueError(f"out: {out} holds a run already; continue it with --resume {out}, or choose another")
     out.mkdir(parents=True, exist_ok=True)
     return out
-
-
-class StopSignals:
-    """Ctrl-C and SIGTERM as a wish to stop after the current step; a second one stops at once."""
-
-    def __enter__(self) -> "StopSignals":
-        self.received: signal.Signals | None = None
-        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        tqdm.write(f"{self.received.name}: finishing this step and saving; once more to stop at once", file=sys.stderr)
-
-
-class BesideTheBar(logging.Handler):
-    """Log lines that do not tear the progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ class Metrics:
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  open as long as the run
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One row: {"kind": "train" or "eval", "step": updates made, name: value ...}; NaN becomes null."""
-        row = {name: None if math.isnan(value) else value for name, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step} | row) + "\n")
+    def write(self, kind: str, step: int, values: dict[str, float | None]) -> None:
+        """One row: {"kind": "train" or "eval", "step": updates made, name: value ...}."""
+        self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+            if value is not None:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         self._file.close()
@@ -58,22 +58,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def score_row(scores: Scores) -> dict[str, float]:
-    """Scores as one flat row of metrics: miou, pixel_accuracy, iou/CLASS."""
+def score_row(scores: Scores) -> dict[str, float | None]:
+    """Scores as one flat row of metrics, in [0, 1]: miou, pixel_accuracy, iou/CLASS; None where there is no value."""
     classes = {f"iou/{CLASS_NAMES[c]}": value for c, value in scores.iou.items()}
-    return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy} | classes
+    row = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy} | classes
+    return {name: None if math.isnan(value) else value for name, value in row.items()}
 
 
-def score_table(columns: dict[str, dict[str, float]]) -> str:
-    """IoU per class and their mean, in percent, one column an evaluation (rows of `score_row`)."""
+def score_table(columns: dict[str, dict[str, float | None]]) -> str:
+    """IoU per class and their mean, in percent, one column an evaluation (rows of `score_row`); says over how many."""
     names = [name for name in next(iter(columns.values())) if name.startswith("iou/")]
-    percent = [[name.removeprefix("iou/")] + [_percent(row[name]) for row in columns.values()] for name in names]
-    percent.append([f"mean of {len(names)}"] + [_percent(row["miou"]) for row in columns.values()])
-    return tabulate(percent, headers=["IoU, %", *columns], disable_numparse=True, stralign="right")
+    rows = [[name.removeprefix("iou/")] + [_percent(row[name]) for row in columns.values()] for name in names]
+    counts = [sum(row[name] is not None for name in names) for row in columns.values()]
+    rows.append(["classes", *counts])
+    rows.append(["mIoU"] + [_percent(row["miou"]) for row in columns.values()])
+    return tabulate(rows, headers=["IoU, %", *columns], disable_numparse=True, stralign="right")
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]]) -> None:

@@ -1,5 +1,7 @@
 """One training step: both networks, matching, both optimisers (Eq. 12)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +26,7 @@ class Trainer:
         discriminator: of softmax maps; None for methods without adversarial adaptation.
         matching: None for methods without it.
         convention: the input that model expects.
+        device: where they all go.
     """
 
     def __init__(
@@ -33,7 +36,11 @@ class Trainer:
         discriminator: nn.Module | None,
         matching: StuffInstanceMatching | None,
         convention: str,
+        device: torch.device,
     ):
+        for part in (model, discriminator, matching):
+            if part is not None:
+                part.to(device)
         self.config, self.model, self.convention = config, model, convention
         self.discriminator, self.matching = discriminator, matching
         self.optimizer = torch.optim.SGD(
@@ -48,14 +55,19 @@ class Trainer:
             self.optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=config.lr_d, betas=config.betas)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Every part that a checkpoint holds, by its key there."""
-        parts = {"model": self.model, "discriminator": self.discriminator, "matching": self.matching}
-        return {name: part for name, part in parts.items() if part is not None}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the networks, the banks and the optimisers."""
+        return {name: part.state_dict() for name, part in self._parts().items()} | {"convention": self.convention}
 
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Every optimiser that a checkpoint holds, by its key there."""
-        return {"optimizer": self.optimizer} | ({"optimizer_d": self.optimizer_d} if self.optimizer_d else {})
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave; other keys of state are left alone."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.convention = state["convention"]
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("model", "discriminator", "matching", "optimizer", "optimizer_d")
+        return {name: part for name in names if (part := getattr(self, name)) is not None}
 
     def step(self, step: int, source: Tensor, source_labels: Tensor, target: Tensor | None) -> dict[str, Tensor]:
         """One update of all networks; no value is read back to the host.

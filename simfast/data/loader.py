@@ -147,6 +147,7 @@ def _read(dataset, order: Iterable[int], workers: int) -> Iterator:
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_trainer,
+        generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
     )
     for item in loader:
         if isinstance(item, ValueError):

@@ -1,0 +1,172 @@
+"""The trainer from its command line: what a run leaves, what a resumed run continues, what stops it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from simfast import checkpoint, report
+from simfast.models.weights import load_weights
+
+ROOT = Path(train.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def restore_global_state():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A source and a target folder of blocky pictures whose colour tells the class."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    classes = np.array([0, 2, 10, 11, 13, 255], np.uint8)
+    for domain, split, count in (("source", "train", 5), ("target", "train", 4), ("target", "val", 2)):
+        for kind in ("images", "labels"):
+            (root / domain / split / kind).mkdir(parents=True)
+        for i in range(count):
+            label = np.kron(rng.choice(classes, (8, 8)), np.ones((8, 8), np.uint8))
+            image = np.stack([label * 13, 255 - label, label * 7], -1) // (1 if domain == "source" else 2)
+            Image.fromarray(label).save(root / domain / split / "labels" / f"{i}.png")
+            Image.fromarray(image.astype(np.uint8)).save(root / domain / split / "images" / f"{i}.png")
+    return root
+
+
+def arguments(folders, out, *more):
+    return [
+        *("--preset", "paper", "--arch", "resnet18", "--device", "cpu", "--workers", "0", "--flip", "--out", str(out)),
+        *("--source-root", str(folders / "source"), "--target-root", str(folders / "target")),
+        *("--source-size", "64", "64", "--target-size", "64", "64", "--schedule-steps", "20", "--lr", "0.001"),
+        *("--log-every", "1", "--eval-every", "2", "--panel-images", "1", *map(str, more)),
+    ]
+
+
+def assert_same(first, second, where=""):
+    """Equal bit for bit, all the way down."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}/{i}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def test_two_steps_then_two_more_equal_four_straight(folders, tmp_path):
+    straight = train.main(arguments(folders, tmp_path / "straight", "--steps", 4))
+    train.main(arguments(folders, tmp_path / "parts", "--steps", 2))
+    resumed = train.main(["--resume", str(tmp_path / "parts"), "--steps", "4"])
+    first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("straight", "parts"))
+    del first["config"], second["config"]
+    assert_same(first, second)
+    assert first["step"] == 4
+    assert straight["last"] == resumed["last"]
+    assert int(first["matching"]["stuff_bank.written"].sum()) > 0
+
+
+def test_a_run_leaves_what_the_readme_promises(folders, tmp_path, capsys):
+    out = tmp_path / "run"
+    result = train.main(arguments(folders, out, "--steps", 3))
+    names = {path.name for path in out.iterdir()}
+    expected = "best.pt config.yaml curve.png last.pt log.txt metrics.jsonl panel-000002.png panel-000003.png"
+    assert names == {*expected.split(), "result.json", "tensorboard"}
+    assert json.loads((out / "result.json").read_text()) == result
+    rows = report.read_metrics(out / "metrics.jsonl")
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        ("train", 1),
+        ("train", 2),
+        ("eval", 2),
+        ("train", 3),
+        ("eval", 3),
+    ]
+    assert {"seg", "adv", "d", "stuff", "instance", "lr"} < rows[0].keys()
+    assert result["last"]["step"] == 3
+    assert Image.open(out / "panel-000003.png").size == (3 * 64, 64)
+    table = capsys.readouterr().out
+    assert "building" in table
+    assert "mIoU" in table
+    with pytest.raises(SystemExit, match="holds a run already"):
+        train.main(arguments(folders, out, "--steps", 3))
+
+
+@pytest.mark.parametrize("method", ["source-only", "aa", "target-only"])
+def test_each_method_trains_what_it_names(method, folders, tmp_path):
+    train.main(arguments(folders, tmp_path, "--steps", 1, "--method", method))
+    state = checkpoint.load(tmp_path / "last.pt")
+    losses = report.read_metrics(tmp_path / "metrics.jsonl")[0].keys() - {"kind", "step", "lr"}
+    assert losses == ({"seg", "adv", "d"} if method == "aa" else {"seg"})
+    assert ("discriminator" in state) == (method == "aa")
+    assert "matching" not in state
+
+
+def test_a_checkpoint_is_a_weights_file(folders, tmp_path):
+    train.main(arguments(folders, tmp_path / "first", "--steps", 1, "--method", "source-only", "--convention", "bgr"))
+    second = tmp_path / "second"
+    train.main(arguments(folders, second, "--steps", 1, "--weights", tmp_path / "first" / "best.pt"))
+    assert checkpoint.load(second / "last.pt")["convention"] == "bgr"
+    model = train.deeplab_v2("resnet18")
+    assert load_weights(model, second / "last.pt").matched > 100
+    assert torch.equal(model.conv1.weight, checkpoint.load(second / "last.pt")["model"]["conv1.weight"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_continues(number, folders, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *arguments(folders, tmp_path, "--steps", 20, "--eval-every", 50)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    step = checkpoint.load(tmp_path / "last.pt")["step"]
+    assert 2 <= step < 20
+    result = train.main(["--resume", str(tmp_path), "--steps", str(step + 1)])
+    assert result["step"] == step + 1
+    steps = [row["step"] for row in report.read_metrics(metrics) if row["kind"] == "train"]
+    assert steps == list(range(1, step + 2))
+
+
+def test_a_broken_checkpoint_is_named_and_a_failed_save_leaves_the_old_one(tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"last\.pt cannot be read"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save(path, {"step": lambda: 2})
+    assert checkpoint.load(path)["step"] == 1
+    torch.save({"step": 2}, path)
+    with pytest.raises(ValueError, match="must have format 'simfast', got None"):
+        checkpoint.load(path)
+
+
+def test_losses_that_are_not_finite_stop_the_run(folders, tmp_path):
+    with pytest.raises(SystemExit, match="not finite at step"):
+        train.main(arguments(folders, tmp_path, "--steps", 9, "--lr", "1e30", "--eval-every", 50))
+
+
+def test_missing_data_is_named(folders, tmp_path):
+    with pytest.raises(SystemExit, match="nowhere"):
+        train.main(arguments(folders, tmp_path, "--steps", 1, "--source-root", tmp_path / "nowhere"))
