@@ -44,7 +44,7 @@ class Trainer:
         self.config, self.model, self.convention = config, model, convention
         self.discriminator, self.matching = discriminator, matching
         self.optimizer = torch.optim.SGD(
-            model.parameter_groups(config.lr),
+            model.parameter_groups(config.lr, config.head_lr_factor),
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,

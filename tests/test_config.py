@@ -20,7 +20,7 @@ OTHER = {
     "weights": "x.pth", "convention": "bgr", "head_dilations": "6 12", "batch_norm": "frozen",
     "lambda_seg": "2", "lambda_adv": "2",
     "lambda_ci": "2", "lambda_d": "2", "stuff_rows": "7", "max_instances": "7", "gate": "released", "fill_rule": "full",
-    "ops": "fused", "batch_size": "7", "steps": "7", "schedule_steps": "12345", "lr": "2", "lr_d": "2", "power": "2",
+    "ops": "fused", "batch_size": "7", "steps": "7", "schedule_steps": "12345", "lr": "2", "lr_d": "2", "head_lr_factor": "2", "power": "2",
     "momentum": "0.5", "nesterov": "--no-nesterov", "weight_decay": "2", "betas": "0.1 0.2", "log_every": "7",
     "eval_every": "7", "panel_images": "7", "deterministic": "--no-deterministic",
 }  # fmt: skip

@@ -132,14 +132,17 @@ class DeepLabV2(nn.Module):
             raise ValueError(f"DeepLabV2: vectors must be [N, {self.num_features}], got {list(vectors.shape)}")
         return self.head.classify(vectors)
 
-    def parameter_groups(self, lr: float) -> list[dict]:
-        """Two optimizer groups of the trainable parameters: "backbone" at lr and "head" at 10 * lr (released code)."""
+    def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict]:
+        """Two optimizer groups of the trainable parameters: "backbone" at lr, "head" at head_factor * lr.
+
+        The factor of 10 is the released code's, for a pretrained backbone.
+        """
         head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
         in_head = {id(parameter) for parameter in head}
         backbone = [p for p in self.parameters() if p.requires_grad and id(p) not in in_head]
         return [
             {"params": backbone, "lr": lr, "name": "backbone"},
-            {"params": head, "lr": 10 * lr, "name": "head"},
+            {"params": head, "lr": head_factor * lr, "name": "head"},
         ]
 
     def train(self, mode: bool = True) -> "DeepLabV2":
