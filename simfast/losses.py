@@ -1,0 +1,50 @@
+"""Segmentation and adversarial losses (Eq. 1-3, 10)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [B, K, h, w] bilinearly resized to size (H, W) with aligned corners, as Eq. 1 and Eq. 2 see them."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
+    """Cross entropy, mean over the pixels that are not `ignore`; 0 where there is none (Eq. 1, Eq. 10).
+
+    Args:
+        logits: float [B, K, H, W], at label size.
+        labels: integer [B, H, W], in [0, K) or `ignore`.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if logits.shape[0] != labels.shape[0] or logits.shape[2:] != labels.shape[1:]:
+        raise ValueError(
+            f"segmentation_loss: labels must be [B, H, W] of logits {list(logits.shape)}, got {list(labels.shape)}"
+        )
+    # Summed by hand: the mean over valid pixels of torch has no deterministic CUDA kernel, and is NaN over none.
+    per_pixel = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignore, reduction="none")
+    return per_pixel.sum() / (labels != ignore).sum().clamp(min=1)
+
+
+def adversarial_loss(judgement: Tensor, domain: str) -> Tensor:
+    """Binary cross entropy of the discriminator's logits against one domain, mean over its positions.
+
+    With "source" on a target image it is what the generator minimises (Eq. 2); with each image's own domain it is one
+    term of the discriminator's loss (Eq. 3).
+
+    Args:
+        judgement: float, the discriminator's logits, any shape.
+        domain: "source" (label 0) or "target" (label 1).
+
+    Returns:
+        float32 scalar.
+    """
+    label = {"source": 0.0, "target": 1.0}[domain]
+    judgement = judgement.float()
+    return F.binary_cross_entropy_with_logits(judgement, torch.full_like(judgement, label))

@@ -1,0 +1,194 @@
+"""Stuff and instance matching: the paper's Eq. 4-8, Eq. 11 and Algorithm 1 as one module with two calls."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simfast import reference
+from simfast.bank import RingBank
+
+Classify = Callable[[Tensor], Tensor]
+
+
+class StuffInstanceMatching(nn.Module):
+    """Remembers region features of source images, and pulls those of target images towards the nearest remembered one.
+
+    The memory is held in buffers: it is saved, restored and moved with the module. Put into any trainer as
+
+        matching.remember(source_features, correct_labels(source_logits, source_labels))
+        stuff_loss, instance_loss = matching(target_features, predicted_labels(target_logits))
+
+    Args:
+        num_features: C, channels of the feature map.
+        stuff: class ids matched as a whole (B of Eq. 5).
+        things: class ids matched region by region (K of Eq. 7).
+        stuff_rows: w, remembered vectors of each stuff class; a thing class remembers w * z.
+        max_instances: z, the most regions of a thing class in one image, largest first.
+        gate: which pooled vectors the head must assign to their own class to count. "none" (paper), or "released":
+            source stuff, source instances and target stuff, but not target instances (released code).
+        fill_rule: when a class takes part in matching: "any" (paper), from its first remembered vector on, or "full"
+            (released code), only after more vectors than it has slots.
+        ops: "reference", or "fused" for the compiled kernels.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        stuff: list[int],
+        things: list[int],
+        stuff_rows: int = 50,
+        max_instances: int = 10,
+        gate: Literal["none", "released"] = "none",
+        fill_rule: Literal["any", "full"] = "any",
+        ops: Literal["reference", "fused"] = "reference",
+    ):
+        super().__init__()
+        for name, value, allowed in (("gate", gate, ("none", "released")), ("fill_rule", fill_rule, ("any", "full"))):
+            if value not in allowed:
+                raise ValueError(f"StuffInstanceMatching: {name} must be one of {allowed}, got {value!r}")
+        if min(num_features, stuff_rows, max_instances) < 1:
+            raise ValueError(
+                "StuffInstanceMatching: num_features, stuff_rows and max_instances must be at least 1, "
+                f"got {num_features}, {stuff_rows}, {max_instances}"
+            )
+        self.num_features, self.max_instances = num_features, max_instances
+        self.stuff, self.things = list(stuff), list(things)
+        if len(set(self.stuff + self.things)) != len(self.stuff) + len(self.things):
+            raise ValueError(
+                f"StuffInstanceMatching: stuff and things must be distinct class ids, got {stuff}, {things}"
+            )
+        self.gate, self.fill_rule = gate, fill_rule
+        self.ops = ops
+        _load_ops(ops)  # what was asked for runs, or raises here
+        self.stuff_bank = RingBank(len(self.stuff), stuff_rows, num_features)
+        self.instance_bank = RingBank(len(self.things), stuff_rows * max_instances, num_features)
+        # Per slot of find_regions: its class id, and its class's ring.
+        stuff_ring = torch.arange(len(self.stuff))
+        thing_ring = torch.arange(len(self.things)).repeat_interleave(max_instances)
+        class_id = torch.tensor(self.stuff + [c for c in self.things for _ in range(max_instances)], dtype=torch.int64)
+        self.register_buffer("slot_class", class_id, persistent=False)
+        self.register_buffer("slot_ring", torch.cat([stuff_ring, thing_ring]), persistent=False)
+
+    @torch.no_grad()
+    def remember(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> None:
+        """Store the region features of source images (Eq. 5, Eq. 7, Algorithm 1), image by image.
+
+        Args:
+            features: [B, C, h, w], the source feature map.
+            labels: integer [B, h, w], L_C of Eq. 4; see `correct_labels`.
+            classify: the head on pooled vectors, [N, C] -> logits [N, classes]; needed with gate="released".
+        """
+        means, present = self._pool(features, labels)
+        if self.gate == "released":
+            present = present & self._accepted(means, classify, self.slot_class)
+        rings = torch.where(present, self.slot_ring, -1)
+        split = len(self.stuff)
+        self.stuff_bank.write(means[:, :split].flatten(0, 1), rings[:, :split].flatten())
+        self.instance_bank.write(means[:, split:].flatten(0, 1), rings[:, split:].flatten())
+
+    def forward(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> tuple[Tensor, Tensor]:
+        """The stuff loss (Eq. 6) and the instance loss (Eq. 8) of target images.
+
+        Each distance is the L1 norm divided by C. Both losses are sums over classes and means over images; a class that
+        is absent, or of which nothing is remembered, contributes nothing. Gradient flows to features only.
+
+        Args:
+            features: [B, C, h, w], the target feature map.
+            labels: integer [B, h, w], L_P; see `predicted_labels`.
+            classify: as for `remember`.
+
+        Returns:
+            (stuff loss, instance loss), float32 scalars.
+        """
+        images = len(features)
+        means, present = self._pool(features, labels)
+        split = len(self.stuff)
+        if self.gate == "released":
+            accepted = self._accepted(means[:, :split], classify, self.slot_class[:split])
+            present = torch.cat([present[:, :split] & accepted, present[:, split:]], 1)
+        rings = torch.where(present, self.slot_ring, -1)
+        stuff = self._distances(means[:, :split], rings[:, :split], self.stuff_bank)
+        instances = self._distances(means[:, split:], rings[:, split:], self.instance_bank)
+        instances = instances.view(images, len(self.things), self.max_instances)
+        regions = (rings[:, split:] >= 0).view_as(instances).sum(2).clamp(min=1)
+        return stuff.sum() / images, (instances.sum(2) / regions).sum() / images
+
+    @property
+    def _ops(self) -> ModuleType:
+        return _load_ops(self.ops)
+
+    def _pool(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean features of all slots, float32 [B, S, C], and which slots hold a region, bool [B, S]."""
+        if features.ndim != 4 or features.shape[1] != self.num_features:
+            raise ValueError(
+                f"StuffInstanceMatching: features must be [B, {self.num_features}, h, w], got {list(features.shape)}"
+            )
+        segments, areas = self._ops.find_regions(labels, self.stuff, self.things, self.max_instances)
+        return self._ops.segment_mean(features, segments, areas.shape[1]), areas > 0
+
+    def _distances(self, means: Tensor, rings: Tensor, bank: RingBank) -> Tensor:
+        """L1 distance / C of each vector [B, s, C] from the nearest of its ring; 0 where there is none. [B, s]."""
+        filled = bank.filled(only_full=self.fill_rule == "full")
+        distances, rows = self._ops.nearest_l1(means.flatten(0, 1), rings.flatten(), bank.rows, filled)
+        return torch.where(rows >= 0, distances, 0).view(rings.shape) / self.num_features
+
+    def _accepted(self, means: Tensor, classify: Classify | None, class_ids: Tensor) -> Tensor:
+        """Whether the head assigns each vector [B, s, C] to its slot's class, bool [B, s] (released code)."""
+        if classify is None:
+            raise ValueError('StuffInstanceMatching: classify must be given with gate="released", got None')
+        with torch.no_grad():
+            predicted = classify(means.detach().flatten(0, 1)).argmax(1)
+        return predicted.view(means.shape[:2]) == class_ids
+
+
+def correct_labels(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
+    """L_C of Eq. 4: the arg-max where it equals the ground truth, else `ignore`.
+
+    Args:
+        logits: [B, K, h, w], at feature resolution.
+        labels: integer [B, H, W], ground truth of any size; brought to (h, w) by nearest neighbour.
+
+    Returns:
+        int64 [B, h, w].
+    """
+    predicted = logits.argmax(1)
+    return torch.where(predicted == _shrink(labels, predicted.shape[1:]), predicted, ignore)
+
+
+def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore: int = 255) -> Tensor:
+    """L_P: the arg-max of the logits, replaced by the pseudo label where there is one (Eq. 11).
+
+    Args:
+        logits: [B, K, h, w], at feature resolution.
+        pseudo_labels: integer [B, H, W] of any size, `ignore` where there is none.
+
+    Returns:
+        int64 [B, h, w].
+    """
+    predicted = logits.argmax(1)
+    if pseudo_labels is None:
+        return predicted
+    pseudo_labels = _shrink(pseudo_labels, predicted.shape[1:])
+    return torch.where(pseudo_labels == ignore, predicted, pseudo_labels)
+
+
+def _shrink(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels [B, H, W] at another size, by nearest neighbour. int64."""
+    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+
+
+def _load_ops(name: str) -> ModuleType:
+    if name == "reference":
+        return reference
+    if name == "fused":
+        raise ValueError(
+            'StuffInstanceMatching: ops="fused" needs the compiled kernels, which this build does not have'
+        )
+    raise ValueError(f"StuffInstanceMatching: ops must be 'reference' or 'fused', got {name!r}")
