@@ -13,8 +13,8 @@
 //   Caller: checks all sizes and dtypes, allocates outputs and workspace on the right device, makes that device current.
 //   Kernel: writes every element of every output (outputs arrive uninitialised), tolerates any content in the workspace,
 //           leaves nothing in it that a later call needs. Inputs are never written; no two arrays overlap.
-//   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, 256-byte aligned; it looks at sizes, dtypes and layout alone,
-//           never at a pointer. 0 bytes means the pointer may be null.
+//   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, aligned to 64 bytes (CPU) or 256 (CUDA); the function
+//           looks at sizes, dtypes and layout alone, never at a pointer. 0 bytes means the pointer may be null.
 //
 // Limits the caller has checked: every size >= 1; H * W < 2^31 for one image; num_slots, num_segments < 2^31. B * H * W and
 // every offset can exceed 32 bits: 64-bit before multiplying by a stride. Strides count elements, may be 0 (expanded) or

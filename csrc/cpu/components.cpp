@@ -16,8 +16,8 @@ struct Background {
     bool present;
 
     Background(int64_t background, int64_t low) {
-        const int64_t key = background - low;
-        present = static_cast<int64_t>(static_cast<Key>(key)) == key;
+        const uint64_t key = static_cast<uint64_t>(background) - static_cast<uint64_t>(low);
+        present = sizeof(Key) == 8 || key < 256;
         for (Key& k : repeated) k = static_cast<Key>(key);
     }
     uint64_t code_mask(const Key* keys) const { return present ? equal_mask(keys, repeated) : 0; }

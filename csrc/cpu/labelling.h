@@ -10,15 +10,12 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "kernels.h"
-
-// Run-time choice of the instruction set (population count, wide compares) without a second source file. `flatten` pulls
-// the templates below into each clone. Sanitizers run before the loader's resolver is ready, so they take the plain code.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(SIMFAST_PLAIN)
-#define SIMFAST_CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), flatten))
-#else
-#define SIMFAST_CLONES
+#if defined(__SSE2__)
+#include <emmintrin.h>
 #endif
+
+#include "cpu/clones.h"
+#include "kernels.h"
 
 namespace simfast::cpu {
 
@@ -101,13 +98,13 @@ bool load_row_as(const LabelMap& map, int64_t offset, int64_t W, int64_t low, ui
     uint64_t outside = 0;
     if (step == 1) {
         for (int64_t x = 0; x < W; ++x) {
-            const uint64_t key = static_cast<uint64_t>(static_cast<int64_t>(row[x]) - low);
+            const uint64_t key = static_cast<uint64_t>(row[x]) - static_cast<uint64_t>(low);
             keys[x] = static_cast<uint8_t>(key);
             outside |= key;
         }
     } else {
         for (int64_t x = 0; x < W; ++x) {
-            const uint64_t key = static_cast<uint64_t>(static_cast<int64_t>(row[x * step]) - low);
+            const uint64_t key = static_cast<uint64_t>(row[x * step]) - static_cast<uint64_t>(low);
             keys[x] = static_cast<uint8_t>(key);
             outside |= key;
         }
@@ -116,13 +113,14 @@ bool load_row_as(const LabelMap& map, int64_t offset, int64_t W, int64_t low, ui
 }
 
 template <typename T>
-bool load_row_as(const LabelMap& map, int64_t offset, int64_t W, int64_t low, int64_t* keys) {
+bool load_row_as(const LabelMap& map, int64_t offset, int64_t W, int64_t, int64_t* keys) {
     const T* row = static_cast<const T*>(map.data) + offset;
-    for (int64_t x = 0; x < W; ++x) keys[x] = static_cast<int64_t>(row[x * map.stride_w]) - low;
+    for (int64_t x = 0; x < W; ++x) keys[x] = static_cast<int64_t>(row[x * map.stride_w]);
     return true;
 }
 
-// Fills keys[0..W) from row y of image b. Returns false if a label does not fit the key.
+// Fills keys[0..W) with row y of image b less `low`. Returns false if a label does not fit the key. `low` is 0 for 64-bit
+// keys; for 8-bit ones the difference is taken unsigned, so that no label overflows.
 template <typename Key>
 bool load_row(const LabelMap& map, int64_t b, int64_t y, int64_t W, int64_t low, Key* keys) {
     const int64_t offset = b * map.stride_b + y * map.stride_h;
@@ -151,9 +149,6 @@ inline uint64_t equal_mask(const Key* a, const Key* b) {
 }
 
 #if defined(__SSE2__)
-}  // namespace simfast::cpu
-#include <emmintrin.h>
-namespace simfast::cpu {
 template <>
 inline uint64_t equal_mask<uint8_t>(const uint8_t* a, const uint8_t* b) {
     uint64_t mask = 0;
