@@ -73,10 +73,11 @@ def random_step(images, generator):
 def test_matching_equals_the_paper_written_as_loops_over_wrapping_rings(images, gate, fill_rule):
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(WIDTH, 5)
+    nn.init.normal_(head.weight, generator=generator)
     matching = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES, gate, fill_rule)
     paper = PaperLoop(gate == "released", fill_rule == "full", head)
     seen = 0.0
-    for _ in range(12):  # 12 to 36 stuff vectors into rings of 3, 24 to 72 instances into rings of 6
+    for _ in range(30):  # 30 to 90 candidates for each stuff ring of 3, twice that for each instance ring of 6
         source, source_labels = random_step(images, generator)
         matching.remember(source, source_labels, head)
         paper.remember(source, source_labels)

@@ -1,0 +1,60 @@
+"""One file with everything a run needs to continue bit for bit."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = "simfast"
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; the file of that name is replaced whole or not at all.
+
+    Args:
+        path: where to.
+        state: tensors and plain Python values only.
+    """
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT} | state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} is not a file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no one exception for a file it cannot read
+        raise ValueError(f"checkpoint: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"checkpoint: {path} must have format {FORMAT!r}, got {found!r}")
+    return state
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint to continue from: the file itself, or `last.pt` of a run folder."""
+    return path / "last.pt" if path.is_dir() else path
+
+
+def random_state() -> dict[str, Any]:
+    """The states of torch's own generators, CPU and GPUs."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put `random_state` back; GPU states only where as many GPUs are seen as then."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,118 @@
+"""Settings: the command line, YAML files, presets and what a resumed run keeps."""
+
+import dataclasses
+import re
+import typing
+
+import pytest
+import yaml
+
+from simfast import checkpoint
+from simfast.cli import parse
+from simfast.config import PRESETS, Config
+
+# One other value for every setting; a new setting without one here is a failure.
+OTHER = {
+    "stage": "1", "method": "aa", "preset": "paper", "config": None, "out": "x", "resume": None, "device": "cpu",
+    "seed": "7", "source": "camvid", "source_root": "x", "source_split": "val", "source_ids": "x.yaml",
+    "source_size": "64 32", "target": "camvid", "target_root": "x", "target_split": "val", "target_ids": "x.yaml",
+    "target_size": "64 32", "eval_split": "train", "flip": "--no-flip", "workers": "3", "arch": "vgg16",
+    "weights": "x.pth", "convention": "bgr", "head_dilations": "6 12", "batch_norm": "frozen",
+    "lambda_seg": "2", "lambda_adv": "2",
+    "lambda_ci": "2", "lambda_d": "2", "stuff_rows": "7", "max_instances": "7", "gate": "released", "fill_rule": "full",
+    "ops": "fused", "batch_size": "7", "steps": "7", "schedule_steps": "12345", "lr": "2", "lr_d": "2", "power": "2",
+    "momentum": "0.5", "nesterov": "--no-nesterov", "weight_decay": "2", "betas": "0.1 0.2", "log_every": "7",
+    "eval_every": "7", "panel_images": "7", "deterministic": "--no-deterministic",
+}  # fmt: skip
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_is_reachable_from_the_command_line(name, tmp_path):
+    value, option = OTHER[name], "--" + name.replace("_", "-")
+    before = parse([])
+    if name == "config":
+        value = str(tmp_path / "settings.yaml")
+        (tmp_path / "settings.yaml").write_text("seed: 3")
+    elif name == "resume":
+        value = str(tmp_path / "last.pt")
+        checkpoint.save(tmp_path / "last.pt", {"config": before.to_dict()})
+    after = parse([value] if value.startswith("--") else [option, *value.split()])
+    changed = [other for other in FIELDS if getattr(before, other) != getattr(after, other)]
+    assert name in changed or name == "stage"  # one stage so far
+    assert str(getattr(after, name)).strip("()") in (value, value.replace(" ", ", "), f"{value}.0", "False", "0.1, 0.2")
+
+
+def test_help_explains_every_setting(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        parse(["--help"])
+    entries = re.split(r"\n[ │]*--", capsys.readouterr().out)[1:]
+    explained = {
+        entry.split()[0].rstrip(",") for entry in entries if re.search(r"\w+ \w+.*\(default", entry, re.DOTALL)
+    }
+    assert explained == {name.replace("_", "-") for name in FIELDS}
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("preset: paper\nlr: 0.5\nseed: 4\nsource-size: [96, 64]\n")
+    config = parse(["--config", str(file), "--seed", "5"])
+    assert (config.arch, config.lr, config.seed, config.source_size) == ("resnet101", 0.5, 5, (96, 64))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_stored_recipe_is_a_settings_file(preset, tmp_path):
+    config = parse(["--preset", preset])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.recipe()))
+    assert dataclasses.replace(parse(["--config", str(file)]), config=None) == config
+    assert Config.from_dict(config.to_dict(), "itself") == config
+
+
+def test_the_default_is_the_paper():
+    paper = Config()
+    assert (paper.lr, paper.lr_d, paper.steps, paper.schedule_steps) == (2.5e-4, 1e-4, 200_000, 250_000)
+    assert (paper.lambda_seg, paper.lambda_adv, paper.lambda_ci, paper.lambda_d) == (1, 0.001, 0.01, 1)
+    assert (paper.stuff_rows, paper.max_instances, paper.nesterov, paper.batch_size) == (50, 10, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("yaml_text", "message"),
+    [
+        ("lambda_cii: 1", "settings.yaml: unknown key 'lambda_cii'; the closest one is 'lambda_ci'"),
+        ("arch: resnet102", "settings.yaml: arch: .*'resnet18'.* got 'resnet102'"),
+        ("steps: many", "settings.yaml: steps: .* got 'many'"),
+        ("batch_size: 0", "batch_size: must be at least 1, got 0"),
+        ("schedule_steps: 3", "schedule_steps: must be at least steps"),
+        ("preset: papers", "preset: must be one of auto, .* got 'papers'"),
+        ("- 3", "settings.yaml: must hold a mapping of settings, got list"),
+        ("resume: x", "settings.yaml: resume belongs on the command line"),
+    ],
+)
+def test_a_bad_settings_file_is_named_with_the_key(yaml_text, message, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml_text)
+    with pytest.raises(SystemExit, match=message):
+        parse(["--config", str(file)])
+
+
+def test_a_missing_settings_file_is_named():
+    with pytest.raises(SystemExit, match=r"nowhere\.yaml"):
+        parse(["--config", "nowhere.yaml"])
+
+
+def test_a_resumed_run_keeps_what_its_steps_depend_on(tmp_path):
+    stored = dataclasses.replace(PRESETS["streets"], seed=3, steps=10)
+    checkpoint.save(tmp_path / "last.pt", {"config": stored.to_dict()})
+    config = parse(["--resume", str(tmp_path), "--steps", "20"])
+    assert (config.seed, config.steps, config.out, config.resume) == (3, 20, tmp_path, tmp_path / "last.pt")
+    with pytest.raises(SystemExit, match=r"lr: a resumed run keeps its settings \(0.01 in .*\), got 0.5"):
+        parse(["--resume", str(tmp_path), "--lr", "0.5"])
+    with pytest.raises(SystemExit, match=r"last\.pt is not a file"):
+        parse(["--resume", str(tmp_path / "other")[:-2] + "last.pt"])
+
+
+def test_settings_have_types_that_yaml_can_hold():
+    assert typing.get_type_hints(Config).keys() == set(FIELDS)
+    assert yaml.safe_load(yaml.safe_dump(Config().to_dict())) == Config().to_dict()

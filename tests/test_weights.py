@@ -1,0 +1,279 @@
+"""Loading of weights: every kind of file, every silent miss, and the input conventions."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from simfast.models import deeplab_v2, load_weights, normalise
+
+VGG16_CHANNELS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
+VGG16_CHANNELS |= {17: (256, 512), **dict.fromkeys((19, 21, 24, 26, 28), (512, 512))}
+
+
+def constant(value, *shape):
+    # One stored element whatever the shape: the files stay tiny.
+    return torch.tensor(float(value)).expand(shape)
+
+
+def numbered(arch, prefix="", **options):
+    """State dict of arch without its head, each tensor filled with its own number."""
+    with torch.device("meta"):
+        model = deeplab_v2(arch, **options)
+    names = {
+        k: v for k, v in model.state_dict().items() if "num_batches" not in k and not k.startswith(model.head_name)
+    }
+    return {prefix + name: constant(i + 1, *t.shape) for i, (name, t) in enumerate(names.items())}
+
+
+def branches(head, num_branches, num_classes, channels):
+    shapes = {"weight": (num_classes, channels, 3, 3), "bias": (num_classes,)}
+    return {
+        f"{head}.conv2d_list.{i}.{kind}": constant(i, *s) for i in range(num_branches) for kind, s in shapes.items()
+    }
+
+
+def torchvision_vgg16():
+    state = {}
+    for index, (inputs, outputs) in VGG16_CHANNELS.items():
+        state[f"features.{index}.weight"] = constant(index, outputs, inputs, 3, 3)
+        state[f"features.{index}.bias"] = constant(index, outputs)
+    return state
+
+
+def saved(tmp_path, content, **options):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path, **options)
+    return path
+
+
+def assert_loaded(model, state):
+    own = model.state_dict()
+    for name, tensor in state.items():
+        assert torch.equal(own[name], tensor.to(own[name].dtype)), name
+
+
+def test_adaptsegnet_initial_weights_fill_the_backbone_and_lose_their_coco_head(tmp_path, caplog):
+    backbone = numbered("resnet101")
+    head = branches("Scale.layer5", 4, 21, 2048)
+    # Files of that age are not zip archives.
+    path = saved(tmp_path, {f"Scale.{k}": v for k, v in backbone.items()} | head, _use_new_zipfile_serialization=False)
+    model = deeplab_v2("resnet101")
+    untouched = model.layer6.conv2d_list[0].weight.clone()
+    with caplog.at_level(logging.INFO):
+        report = load_weights(model, path)
+    assert (report.matched, report.total, report.convention) == (520, 528, "bgr")
+    assert {name for name, _ in report.dropped} == {name.removeprefix("Scale.") for name in head}
+    assert report.missing == tuple(name for name in model.state_dict() if name.startswith("layer6"))
+    assert_loaded(model, backbone)
+    assert torch.equal(model.layer6.conv2d_list[0].weight, untouched)
+    assert len(caplog.records) == 1
+    assert "weights: 520 of 520 backbone tensors matched" in caplog.text
+    assert "dropped 8, a head that the model does not have: layer5.conv2d_list.0.weight" in caplog.text
+    assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_released_checkpoint_loads_into_its_two_live_branches(tmp_path, caplog, prefix):
+    state = numbered("resnet18") | branches("layer6", 4, 19, 512)
+    path = saved(tmp_path, {prefix + k: v for k, v in (state | branches("layer5", 4, 19, 256)).items()})
+    model = deeplab_v2("resnet18", head_dilations=(6, 12))
+    report = load_weights(model, path)
+    extra = {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith(("layer6.conv2d_list.2", "layer6.conv2d_list.3"))
+    }
+    assert_loaded(model, {name: tensor for name, tensor in state.items() if name not in extra})
+    assert (report.matched, report.total, report.missing, report.convention) == (104, 104, (), "bgr")
+    assert {n: why for n, why in report.dropped if n.startswith("layer6")} == dict.fromkeys(
+        extra, "a branch beyond the model's 2"
+    )
+    assert "head_dilations" not in caplog.text
+
+    whole = deeplab_v2("resnet18")
+    load_weights(whole, path)
+    assert_loaded(whole, state)
+    assert "for its files set head_dilations (6, 12)" in caplog.text
+
+
+def test_torchvision_resnet_fills_the_backbone_and_is_rgb(tmp_path):
+    state = numbered("resnet18")
+    counters = {"bn1.num_batches_tracked": torch.tensor(7)}
+    path = saved(tmp_path, state | counters | {"fc.weight": constant(0, 1000, 512), "fc.bias": constant(0, 1000)})
+    model = deeplab_v2("resnet18")
+    report = load_weights(model, path)
+    assert_loaded(model, state | counters)
+    assert report.convention == "rgb"
+    assert report.dropped == (("fc.weight", "an ImageNet classifier"), ("fc.bias", "an ImageNet classifier"))
+    assert load_weights(model, path, "bgr").convention == "bgr"
+
+
+def test_torchvision_vgg16_shifts_conv5_and_leaves_fc6_and_fc7(tmp_path):
+    classifier = {f"classifier.{i}.weight": constant(0, 4096, 4096) for i in (0, 3, 6)}
+    model = deeplab_v2("vgg16")
+    fc6 = model.features[29].weight.clone()
+    report = load_weights(model, saved(tmp_path, torchvision_vgg16() | classifier))
+    assert [model.features[i].weight.unique().tolist() for i in (21, 23, 25, 27)] == [[21], [24], [26], [28]]
+    assert model.features[27].bias.unique().tolist() == [28]
+    assert torch.equal(model.features[29].weight, fc6)
+    assert (report.matched, report.total, report.convention) == (26, 38, "rgb")
+    assert {name for name, _ in report.dropped} == set(classifier)
+    assert [n for n in report.missing if n.startswith("features")] == [
+        f"features.{i}.{kind}" for i in (29, 31) for kind in ("weight", "bias")
+    ]
+
+
+def test_half_precision_convolutions_without_a_classifier_need_their_convention(tmp_path):
+    path = saved(tmp_path, {name: tensor.half() for name, tensor in torchvision_vgg16().items()})
+    model = deeplab_v2("vgg16")
+    before = model.features[0].weight.clone()
+    with pytest.raises(ValueError, match=r"convention must be given for .*weights\.pth"):
+        load_weights(model, path)
+    assert torch.equal(model.features[0].weight, before)
+    assert load_weights(model, path, convention="bgr").convention == "bgr"
+    assert model.features[27].weight.dtype == torch.float32
+    assert model.features[27].weight.unique().tolist() == [28]
+
+
+def test_family_vgg16_loads_whole(tmp_path):
+    state = numbered("vgg16") | branches("classifier", 4, 19, 1024)
+    model = deeplab_v2("vgg16")
+    report = load_weights(model, saved(tmp_path, state))
+    assert_loaded(model, state)
+    assert (report.matched, report.total, report.dropped, report.convention) == (38, 38, (), "bgr")
+
+
+def test_own_checkpoint_brings_its_convention(tmp_path, caplog):
+    torch.manual_seed(0)
+    source, model = deeplab_v2("resnet18", num_classes=5), deeplab_v2("resnet18", num_classes=5)
+    source(torch.randn(1, 3, 33, 33))
+    content = {"format": "simfast", "model": source.state_dict(), "convention": "rgb", "config": {"lr": 1.0}, "step": 3}
+    report = load_weights(model, saved(tmp_path, content))
+    assert_loaded(model, source.state_dict())
+    assert (report.matched, report.total, report.convention) == (108, 108, "rgb")
+    assert "head_dilations" not in caplog.text
+    with pytest.raises(ValueError, match=r"convention must be 'rgb', which .* records, got 'bgr'"):
+        load_weights(model, saved(tmp_path, content), "bgr")
+    with pytest.raises(ValueError, match="records must be one of bgr, rgb, got 'hsv'"):
+        load_weights(model, saved(tmp_path, content | {"convention": "hsv"}))
+    with pytest.raises(ValueError, match="convention must be given"):
+        load_weights(model, saved(tmp_path, content | {"convention": None}))
+
+
+def test_a_head_of_other_classes_is_dropped_whole(tmp_path):
+    path = saved(tmp_path, numbered("resnet18") | branches("layer6", 4, 19, 512))
+    model = deeplab_v2("resnet18", num_classes=11)
+    report = load_weights(model, path)
+    assert (report.matched, report.total) == (100, 108)
+    assert {why for _, why in report.dropped} == {"a head of 19 classes, the model has 11"}
+    assert len(report.dropped) == len(report.missing) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda s: s.pop("layer3.1.bn2.running_var"),
+            r"99 of 100 backbone tensors; 1 missing: layer3\.1\.bn2\.running_var",
+        ),
+        (
+            lambda s: [s.pop(n) for n in list(s) if "layer4" in n],
+            r"75 of 100 backbone.*25 missing: layer4.*and 21 more",
+        ),
+        (lambda s: s.update({f"net.{n}": s.pop(n) for n in list(s)}), "0 of 100 backbone tensors"),
+        (
+            lambda s: s.update({"layer2.0.conv1.weight": torch.zeros(128, 64, 1, 1)}),
+            r"layer2\.0\.conv1\.weight in .*weights\.pth must be \[128, 64, 3, 3\] for resnet18, got \[128, 64, 1, 1\]",
+        ),
+        (
+            lambda s: s.update({"layer3.2.conv1.weight": torch.zeros(1)}),
+            r"1 backbone tensors.*layer3\.2\.conv1\.weight",
+        ),
+        (lambda s: s.update(branches("layer6", 2, 19, 512)), r"every branch .* got 4 of 8 tensors"),
+        (
+            lambda s: s.update(branches("layer6", 4, 19, 256)),
+            r"layer6\.conv2d_list\.0\.weight in .* got \[19, 256, 3, 3\]",
+        ),
+    ],
+)
+def test_what_would_be_missed_in_silence_raises_and_leaves_the_model_alone(tmp_path, change, said):
+    state = numbered("resnet18")
+    change(state)
+    model = deeplab_v2("resnet18")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=said):
+        load_weights(model, saved(tmp_path, state), "rgb")
+    assert_loaded(model, before)
+
+
+def test_a_deeper_resnet_is_not_taken_for_the_model(tmp_path):
+    with pytest.raises(ValueError, match=r"must be a file for resnet50, got 255 backbone tensors .*layer3\.6\.conv1"):
+        load_weights(deeplab_v2("resnet50"), saved(tmp_path, numbered("resnet101")), "bgr")
+
+
+def test_vgg16_of_the_family_without_fc6_is_incomplete(tmp_path):
+    state = {name: tensor for name, tensor in numbered("vgg16").items() if not name.startswith("features.29")}
+    with pytest.raises(ValueError, match=r"28 of 30 backbone tensors; 2 missing: features\.29\.weight"):
+        load_weights(deeplab_v2("vgg16"), saved(tmp_path, state), "bgr")
+
+
+def test_a_file_that_is_no_weights_file_is_named(tmp_path):
+    model = deeplab_v2("resnet18")
+    with pytest.raises(FileNotFoundError, match=r"path must be a file, got .*nowhere\.pth"):
+        load_weights(model, tmp_path / "nowhere.pth")
+    with pytest.raises(FileNotFoundError, match="path must be a file"):
+        load_weights(model, tmp_path)
+    text = tmp_path / "page.pth"
+    for content in (b"", b"<html>404 Not Found</html>", b"PK\x03\x04 cut short"):
+        text.write_bytes(content)
+        with pytest.raises(ValueError, match=r"page\.pth must be a file of torch\.save"):
+            load_weights(model, text)
+    for content in ({}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"weights\.pth must hold a state dict, got a \w+ without named tensors"):
+            load_weights(model, saved(tmp_path, content))
+    with pytest.raises(ValueError, match=r"weights\.pth must be a file of torch\.save with nothing but tensors"):
+        load_weights(model, saved(tmp_path, torch.nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="convention must be one of bgr, rgb, got 'RGB'"):
+        load_weights(model, text, "RGB")
+
+
+def test_normalise_equals_numpy():
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = images.numpy().astype(np.float64).transpose(0, 2, 3, 1)
+    bgr = x[..., ::-1] - np.array([104.00698793, 116.66876762, 122.67891434])
+    rgb = (x / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    for convention, expected in (("bgr", bgr), ("rgb", rgb)):
+        out = normalise(images, convention)
+        assert out.dtype == torch.float32
+        assert out.is_contiguous()
+        np.testing.assert_allclose(
+            out.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=2e-6 * abs(expected).max()
+        )
+
+
+@pytest.mark.parametrize("convention", ["bgr", "rgb"])
+def test_normalise_makes_no_host_constants(convention):
+    names = set()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.add(func.overloadpacket.__name__)
+            assert (kwargs or {}).get("device") is None, func
+            return func(*args, **(kwargs or {}))
+
+    images = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)
+    with Recorder():
+        normalise(images, convention)
+    # Arithmetic with scalars alone: a constant tensor would show up as lift_fresh, a factory or a copy to a device.
+    assert names <= {"unbind", "_to_copy", "sub", "div", "stack"}
+    assert normalise(images.to("meta"), convention).device.type == "meta"
+
+
+def test_normalise_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"images must be uint8 \[B, 3, H, W\], got torch.float32 \[1, 3, 2, 2\]"):
+        normalise(torch.zeros(1, 3, 2, 2), "rgb")
+    with pytest.raises(ValueError, match="convention must be one of bgr, rgb, got 'caffe'"):
+        normalise(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), "caffe")
