@@ -27,7 +27,8 @@ DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
 
 def expected(labels: torch.Tensor, connectivity: int = 8, background: int = IGNORE):
     ids = [
-        sk_label(x.astype(np.int64), background=background, connectivity=connectivity // 4) for x in labels.cpu().numpy()
+        sk_label(x.astype(np.int64), background=background, connectivity=connectivity // 4)
+        for x in labels.cpu().numpy()
     ]
     counts = torch.tensor([x.max() for x in ids], dtype=torch.int32)
     return torch.from_numpy(np.stack(ids).astype(np.int32)), counts

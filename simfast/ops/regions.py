@@ -55,7 +55,9 @@ def _check_classes(stuff: Sequence[int], things: Sequence[int]) -> None:
             f"find_regions: stuff and things must hold distinct class ids, got {list(stuff)} and {list(things)}"
         )
     if len(classes) > MAX_CLASSES:
-        raise ValueError(f"find_regions: stuff and things must hold at most {MAX_CLASSES} class ids, got {len(classes)}")
+        raise ValueError(
+            f"find_regions: stuff and things must hold at most {MAX_CLASSES} class ids, got {len(classes)}"
+        )
 
 
 if library.available():
