@@ -97,7 +97,7 @@ def test_cpu_kernels_run_clean_under(sanitizer, tmp_path):
     if compiler is None:
         pytest.skip("no g++")
     sources = [ROOT / "tests/sanitize/kernels.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
-    flags = ["-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-DSIMFAST_PLAIN"]
+    flags = ["-std=c++20", "-O0", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-DSIMFAST_PLAIN"]
     sanitize = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     program = tmp_path / "kernels"
     subprocess.run([compiler, *flags, *sanitize, f"-I{ROOT / 'csrc'}", *sources, "-o", program], check=True)
