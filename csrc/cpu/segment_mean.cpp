@@ -14,35 +14,52 @@
 namespace simfast {
 namespace {
 
-// What a feature is stored as, and what it is summed in.
+// Eight values side by side (a vector extension of GCC and Clang; any instruction set). Never passed by value: how such a
+// type travels between functions depends on the instruction set.
+constexpr int64_t kLanes = 8;
+template <typename T>
+using Lanes [[gnu::vector_size(kLanes * sizeof(T))]] = T;
+
+// What a feature is stored as, and what it is summed in. load8 is load, eight at a time.
 struct F32 {
     using Stored = float;
     using Sum = float;
+    using Bits = int32_t;
     static Sum load(Stored x) { return x; }
     static Stored store(Sum x) { return x; }
+    static void load8(const Stored* from, Lanes<Sum>& to) { std::memcpy(&to, from, sizeof(to)); }
 };
 
 struct F64 {
     using Stored = double;
     using Sum = double;
+    using Bits = int64_t;
     static Sum load(Stored x) { return x; }
     static Stored store(Sum x) { return x; }
+    static void load8(const Stored* from, Lanes<Sum>& to) { std::memcpy(&to, from, sizeof(to)); }
 };
 
 struct BF16 {
     using Stored = uint16_t;
     using Sum = float;
+    using Bits = int32_t;
     static Sum load(Stored x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
     static Stored store(Sum x) {
         const uint32_t bits = std::bit_cast<uint32_t>(x);
         if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<Stored>(bits >> 16 | 0x40u);  // NaN stays NaN
         return static_cast<Stored>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);                    // nearest, ties to even
     }
+    static void load8(const Stored* from, Lanes<Sum>& to) {
+        Lanes<uint16_t> x;
+        std::memcpy(&x, from, sizeof(x));
+        to = reinterpret_cast<Lanes<Sum>>(__builtin_convertvector(x, Lanes<uint32_t>) << 16);
+    }
 };
 
 struct F16 {
     using Stored = uint16_t;
     using Sum = float;
+    using Bits = int32_t;
     // The bits shifted into place are the value times 2^-112, exactly, subnormals too; infinity and NaN need the exponent.
     static Sum load(Stored x) {
         const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fffu) << 13;
@@ -61,6 +78,14 @@ struct F16 {
             return static_cast<Stored>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
         }
         return static_cast<Stored>(sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13);
+    }
+    static void load8(const Stored* from, Lanes<Sum>& to) {
+        Lanes<uint16_t> x;
+        std::memcpy(&x, from, sizeof(x));
+        const Lanes<uint32_t> wide = __builtin_convertvector(x, Lanes<uint32_t>), magnitude = (wide & 0x7fffu) << 13;
+        Lanes<uint32_t> bits = reinterpret_cast<Lanes<uint32_t>>(reinterpret_cast<Lanes<Sum>>(magnitude) * 0x1p112f);
+        bits |= reinterpret_cast<Lanes<uint32_t>>(magnitude >= 0x0f800000u) & 0x7f800000u;
+        to = reinterpret_cast<Lanes<Sum>>(bits | (wide & 0x8000u) << 16);
     }
 };
 
@@ -135,26 +160,30 @@ void list_runs(const LabelMap& map, int64_t b, int64_t H, int64_t W, int64_t S, 
 // Forward
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Sum of `length` values of a plane: 16 interleaved partial sums, so that the order suits vectors of any width.
+// Sum of values[0..length): eight interleaved partial sums, then these pairwise. `readable` values may be touched, so that
+// the last ones can be read eight at a time too; what lies beyond `length`, NaN or not, is masked away.
 template <typename F>
-typename F::Sum sum_along(const typename F::Stored* values, int64_t length) {
+typename F::Sum sum_along(const typename F::Stored* values, int64_t length, int64_t readable) {
     using Sum = typename F::Sum;
-    constexpr int64_t kLanes = 16;
-    Sum total = 0;
+    using Bits = Lanes<typename F::Bits>;
+    Lanes<Sum> sums = {}, next;
     int64_t i = 0;
-    if (length >= kLanes) {
-        Sum lanes[kLanes];
-        for (int64_t k = 0; k < kLanes; ++k) lanes[k] = F::load(values[k]);
-        for (i = kLanes; i + kLanes <= length; i += kLanes) {
-            for (int64_t k = 0; k < kLanes; ++k) lanes[k] += F::load(values[i + k]);
-        }
-        for (int64_t half = kLanes / 2; half; half /= 2) {
-            for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
-        }
-        total = lanes[0];
+    for (; i + kLanes <= length; i += kLanes) {
+        F::load8(values + i, next);
+        sums += next;
     }
-    for (; i < length; ++i) total += F::load(values[i]);
-    return total;
+    if (i < length) {
+        if (i + kLanes <= readable) {
+            F::load8(values + i, next);
+        } else {
+            next = Lanes<Sum>{};
+            for (int64_t k = 0; i + k < length; ++k) next[k] = F::load(values[i + k]);
+        }
+        const Bits lane = {0, 1, 2, 3, 4, 5, 6, 7};
+        const Bits wanted = lane < static_cast<typename F::Bits>(length - i);
+        sums += reinterpret_cast<Lanes<Sum>>(reinterpret_cast<Bits>(next) & wanted);
+    }
+    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
 // Channels [c0, c1) of an NCHW image. Eight planes share one walk over the runs: eight independent sums are in flight.
@@ -176,7 +205,8 @@ void sum_planes(const SegmentMeanArgs& a, int64_t b, int64_t c0, int64_t c1, con
             if (run.end - run.begin == 1) {
                 for (int64_t k = 0; k < planes; ++k) into[k] += F::load(values[k * a.stride_c]);
             } else {
-                for (int64_t k = 0; k < planes; ++k) into[k] += sum_along<F>(values + k * a.stride_c, run.end - run.begin);
+                const int64_t length = run.end - run.begin, readable = a.H * a.W - run.begin;
+                for (int64_t k = 0; k < planes; ++k) into[k] += sum_along<F>(values + k * a.stride_c, length, readable);
             }
         }
         for (int64_t s = 0; s < a.num_segments; ++s) {

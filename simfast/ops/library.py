@@ -41,8 +41,8 @@ def require(op: str, device: torch.device) -> None:
         raise RuntimeError(error)
     if device.type not in _devices:
         raise RuntimeError(
-            f"{op}: the native library was built for {' and '.join(_devices)}, got a tensor on {device.type}; "
-            f"for CUDA {REMEDY.replace('with `', 'with `SIMFAST_CUDA=1 ')}"
+            f"{op}: the native library was built without kernels for {device.type}; "
+            f"for CUDA, re{REMEDY.replace('`pip', '`SIMFAST_CUDA=1 pip')}"
         )
 
 
