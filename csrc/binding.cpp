@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <tuple>
@@ -391,6 +392,48 @@ Tensor segment_mean_backward_cuda(Tensor grad, Tensor counts, Tensor segments, S
 }
 #endif
 
+// ---------------------------------------------------------------------------------------------------------------------
+// nearest_l1: the CPU half
+// ---------------------------------------------------------------------------------------------------------------------
+
+const int64_t* integers(const char* what, const Tensor& x, int64_t length) {
+    check(x.dim() == 1 && x.size(0) == length && x.scalar_type() == ScalarType::Long && x.is_contiguous(), what,
+          " must be a contiguous int64 [", length, "]");
+    return static_cast<const int64_t*>(x.const_data_ptr());
+}
+
+std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes, Tensor bank,
+                                                  std::optional<Tensor> starts, Tensor filled, int64_t max_rows) {
+    check(queries.dim() == 2 && bank.dim() == 2 && queries.size(1) == bank.size(1),
+          "nearest_l1: queries and bank must be [N, D] and [T, D]");
+    check(max_rows >= 0, "nearest_l1: max_rows must be at least 0, got ", max_rows);
+    simfast::NearestArgs args{};
+    args.queries_dtype = feature_dtype("nearest_l1: queries", queries.scalar_type(), false);
+    args.bank_dtype = feature_dtype("nearest_l1: bank", bank.scalar_type(), false);
+    args.N = queries.size(0), args.D = queries.size(1), args.K = filled.size(0);
+    args.T = bank.size(0), args.R = max_rows;
+    check(starts.has_value() || args.T == args.K * args.R, "nearest_l1: bank must hold K * max_rows rows");
+    args.queries = queries.const_data_ptr(), args.bank = bank.const_data_ptr();
+    args.query_stride_n = queries.stride(0), args.query_stride_d = queries.stride(1);
+    args.bank_stride_t = bank.stride(0), args.bank_stride_d = bank.stride(1);
+    args.classes = integers("nearest_l1: classes", classes, args.N);
+    args.filled = integers("nearest_l1: filled", filled, args.K);
+    args.starts = starts.has_value() ? integers("nearest_l1: starts", *starts, args.K) : nullptr;
+    const bool wide = args.queries_dtype == Dtype::f64;
+    const Tensor distances = uninitialised(queries, {args.N}, wide ? ScalarType::Double : ScalarType::Float);
+    const Tensor rows = uninitialised(queries, {args.N}, ScalarType::Long);
+    const Tensor signs = uninitialised(queries, {args.N, args.D}, ScalarType::Char);
+    args.distances = distances.mutable_data_ptr();
+    args.rows = static_cast<int64_t*>(rows.mutable_data_ptr());
+    args.signs = static_cast<int8_t*>(signs.mutable_data_ptr());
+    const Tensor space = workspace(queries, simfast::nearest_workspace_cpu(args));
+    args.workspace = space.mutable_data_ptr();
+    run_pass(simfast::nearest_group_cpu, args, 1);
+    run_pass(simfast::nearest_compare_cpu, args, simfast::kNearestShares);
+    run_pass(simfast::nearest_pick_cpu, args, args.N, grain(args.D));
+    return {distances, rows, signs};
+}
+
 }  // namespace
 
 // What was built, for the loader in simfast/ops/library.py to compare with what it belongs to.
@@ -399,6 +442,9 @@ extern "C" __attribute__((visibility("default"))) const char* simfast_version() 
 STABLE_TORCH_LIBRARY(simfast, m) {
     m.def("connected_components(Tensor labels, int connectivity, int background) -> (Tensor, Tensor)");
     m.def("find_regions(Tensor labels, int[] stuff, int[] things, int max_instances, int connectivity) -> (Tensor, Tensor)");
+    m.def(
+        "nearest_l1(Tensor queries, Tensor classes, Tensor bank, Tensor? starts, Tensor filled, SymInt max_rows) -> "
+        "(Tensor, Tensor, Tensor)");
     m.def("segment_mean(Tensor features, Tensor segments, SymInt num_segments) -> (Tensor, Tensor)");
     m.def(
         "segment_mean_backward(Tensor grad, Tensor counts, Tensor segments, ScalarType dtype, bool channels_last) -> "
@@ -408,6 +454,7 @@ STABLE_TORCH_LIBRARY(simfast, m) {
 STABLE_TORCH_LIBRARY_IMPL(simfast, CPU, m) {
     m.impl("connected_components", TORCH_BOX(&connected_components_cpu));
     m.impl("find_regions", TORCH_BOX(&find_regions_cpu));
+    m.impl("nearest_l1", TORCH_BOX(&nearest_l1_cpu));
     m.impl("segment_mean", TORCH_BOX(&segment_mean_cpu));
     m.impl("segment_mean_backward", TORCH_BOX(&segment_mean_backward_cpu));
 }

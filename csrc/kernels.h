@@ -147,4 +147,37 @@ void segment_mean_backward_write_cpu(const SegmentMeanBackwardArgs& args, int64_
 int64_t segment_mean_backward_workspace_cuda(const SegmentMeanBackwardArgs& args);
 const char* segment_mean_backward_cuda(const SegmentMeanBackwardArgs& args, void* stream);
 
+// ---------------------------------------------------------------------------------------------------------------------
+// nearest_l1: the filled row of a query's class that is nearest in L1, lowest on ties, how far it is, and on which side of
+// it the query lies. CPU only: the CUDA half is simfast/ops/nearest_triton.py.
+//
+// Class k owns the bank's rows starts[k] .. starts[k] + R - 1, of which the first filled[k] are valid (values that would
+// lead outside of that, or of the bank, are cut). A query whose class lies outside [0, K), -1 above all, or has no valid row,
+// has distance +inf, row -1 and signs 0. NaN counts as smaller than any number.
+// ---------------------------------------------------------------------------------------------------------------------
+inline constexpr int64_t kNearestShares = 64;
+
+struct NearestArgs {
+    const void* queries;                     // in   [N, D]: f16, bf16, f32, f64
+    Dtype queries_dtype;                     //
+    int64_t query_stride_n, query_stride_d;  //      in elements
+    const int64_t* classes;                  // in   [N] contiguous
+    const void* bank;                        // in   [T, D]: f16, bf16, f32, f64
+    Dtype bank_dtype;                        //
+    int64_t bank_stride_t, bank_stride_d;    //      in elements
+    const int64_t* starts;                   // in   [K] first row of each class; null: k * R
+    const int64_t* filled;                   // in   [K] valid rows of each class
+    int64_t N, K, T, D;                      //      K, T >= 0; the others >= 1
+    int64_t R;                               //      most rows of a class, >= 0
+    void* distances;                         // out  [N] f32; f64 for f64 queries
+    int64_t* rows;                           // out  [N] counted from the class's first
+    int8_t* signs;                           // out  [N, D] contiguous: sign of query - row
+    void* workspace;                         //      nearest_workspace_cpu(args) bytes
+};
+
+int64_t nearest_workspace_cpu(const NearestArgs& args);
+void nearest_group_cpu(const NearestArgs& args, int64_t begin, int64_t end);    // items: 1
+void nearest_compare_cpu(const NearestArgs& args, int64_t begin, int64_t end);  // items: kNearestShares
+void nearest_pick_cpu(const NearestArgs& args, int64_t begin, int64_t end);     // items: N; writes the outputs
+
 }  // namespace simfast
