@@ -1,7 +1,8 @@
-// The only file that includes torch. Registers the ops through torch's stable ABI, so that one library serves every torch
-// from 2.11 on; checks what a kernel relies on, allocates, makes the device current, takes its stream, and threads the CPU
-// ranges through torch's own pool (torch.set_num_threads governs them). Contracts: kernels.h. Gradients, shape inference
-// and the messages a user sees: simfast/ops/*.py. No Autocast key is registered: dtypes pass through as they came.
+// The only file that includes torch. Registers the ops through torch's stable ABI, so that one library serves every
+// torch from 2.11 on; checks what a kernel relies on, allocates, makes the device current, takes its stream, and
+// threads the CPU ranges through torch's own pool (torch.set_num_threads governs them). Contracts: kernels.h.
+// Gradients, shape inference and the messages a user sees: simfast/ops/*.py. No Autocast key is registered: dtypes pass
+// through as they came.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -69,9 +70,7 @@ LabelMap label_map(const char* what, const Tensor& map) {
 }
 
 // Whether pixels lie at one stride: rows follow one another (a stride along a size of 1 means nothing).
-bool rows_follow(const Tensor& x) {
-    return x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.size(3) * x.stride(3);
-}
+bool rows_follow(const Tensor& x) { return x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.size(3) * x.stride(3); }
 
 int64_t pixel_stride(const Tensor& x) { return x.size(3) > 1 ? x.stride(3) : x.size(2) > 1 ? x.stride(2) : 1; }
 
@@ -114,8 +113,8 @@ Function loaded(const char* library, const char* name) {
     return handle ? reinterpret_cast<Function>(dlsym(handle, name)) : nullptr;
 }
 
-// torch 2.13 has a stable call for it; before, the symbol lives in libtorch_cuda, which a CPU torch does not have and this
-// library therefore does not link.
+// torch 2.13 has a stable call for it; before, the symbol lives in libtorch_cuda, which a CPU torch does not have and
+// this library therefore does not link.
 void* current_stream(int32_t device) {
     using Native = AOTITorchError (*)(StreamHandle, void**);
     using Current = AOTITorchError (*)(int32_t, void**);
@@ -341,16 +340,18 @@ struct SegmentMeanBackward {
         check(given_counts.dim() == 2 && given_counts.size(0) == args.B && given_counts.size(1) == grad.size(1) &&
                   given_counts.scalar_type() == ScalarType::Int,
               "segment_mean_backward: counts must be int32 [B, S]");
-        check_same_device("segment_mean_backward: grad, counts and segments must be on the same device", grad, segments);
+        check_same_device("segment_mean_backward: grad, counts and segments must be on the same device", grad,
+                          segments);
         check_same_device("segment_mean_backward: grad, counts and segments must be on the same device", grad,
                           given_counts);
         grad_means = torch::stable::contiguous(grad);
         counts = torch::stable::contiguous(given_counts);
         args.C = grad.size(2);
         args.num_segments = grad.size(1);
-        grad_features = torch::stable::empty(
-            std::vector<int64_t>{args.B, args.C, args.H, args.W}, type, std::nullopt, grad.device(), std::nullopt,
-            channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+        grad_features = torch::stable::empty(std::vector<int64_t>{args.B, args.C, args.H, args.W}, type, std::nullopt,
+                                             grad.device(), std::nullopt,
+                                             channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                           : torch::headeronly::MemoryFormat::Contiguous);
         args.layout = channels_last ? Layout::pixels : Layout::planes;
         // From the sizes, not from the tensor: a stride along a size of 1 may hold anything.
         const int64_t pixels = args.H * args.W;
@@ -441,7 +442,9 @@ extern "C" __attribute__((visibility("default"))) const char* simfast_version() 
 
 STABLE_TORCH_LIBRARY(simfast, m) {
     m.def("connected_components(Tensor labels, int connectivity, int background) -> (Tensor, Tensor)");
-    m.def("find_regions(Tensor labels, int[] stuff, int[] things, int max_instances, int connectivity) -> (Tensor, Tensor)");
+    m.def(
+        "find_regions(Tensor labels, int[] stuff, int[] things, int max_instances, int connectivity) -> (Tensor, "
+        "Tensor)");
     m.def(
         "nearest_l1(Tensor queries, Tensor classes, Tensor bank, Tensor? starts, Tensor filled, SymInt max_rows) -> "
         "(Tensor, Tensor, Tensor)");

@@ -2,23 +2,23 @@
 //
 // Every op is one struct of pointers, sizes and strides, passed by value or const reference, and two ways to run it:
 //
-//   <op>_<pass>_cpu(args, begin, end)   serial over a range of the pass's items. Items of one pass are independent: any
-//                                       split over any number of threads gives the same bits. A pass starts when the one
-//                                       before it has ended (the caller's duty). Passes run in the order they stand here.
-//   <op>_cuda(args, stream)             launches on `stream` (a cudaStream_t) of the current device and returns at once:
-//                                       no allocation, no synchronisation, no host read, so it can be captured in a graph.
-//                                       Returns nullptr, or CUDA's static error text.
+//   <op>_<pass>_cpu(args, begin, end)  serial over a range of the pass's items. Items of one pass are independent: any
+//                                      split over any number of threads gives the same bits. Passes run in the order
+//                                      they stand here, each after the one before has ended (the caller's duty).
+//   <op>_cuda(args, stream)            launches on `stream` (a cudaStream_t) of the current device and returns at
+//                                      once: no allocation, no synchronisation, no host read, so it can be captured
+//                                      in a graph. Returns nullptr, or CUDA's static error text.
 //
 // Duties.
-//   Caller: checks all sizes and dtypes, allocates outputs and workspace on the right device, makes that device current.
-//   Kernel: writes every element of every output (outputs arrive uninitialised), tolerates any content in the workspace,
-//           leaves nothing in it that a later call needs. Inputs are never written; no two arrays overlap.
+//   Caller: checks sizes and dtypes, allocates outputs and workspace on the right device, makes that device current.
+//   Kernel: writes every element of every output (outputs arrive uninitialised), tolerates any content in the
+//           workspace, leaves nothing in it that a later call needs. Inputs are never written; no two arrays overlap.
 //   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, aligned to 64 bytes (CPU) or 256 (CUDA); the function
 //           looks at sizes, dtypes and layout alone, never at a pointer. 0 bytes means the pointer may be null.
 //
-// Limits the caller has checked: every size >= 1; H * W < 2^31 for one image; num_slots, num_segments < 2^31. B * H * W and
-// every offset can exceed 32 bits: 64-bit before multiplying by a stride. Strides count elements, may be 0 (expanded) or
-// anything else; alignment is that of one element, no more.
+// Limits the caller has checked: every size >= 1; H * W < 2^31 for one image; num_slots, num_segments < 2^31. B * H * W
+// and every offset can exceed 32 bits: 64-bit before multiplying by a stride. Strides count elements, may be 0
+// (expanded) or anything else; alignment is that of one element, no more.
 #pragma once
 
 #include <cstdint>
@@ -44,17 +44,17 @@ struct ComponentsArgs {
     int64_t B, H, W;       //
     int64_t background;    //      label that belongs to no component; need not fit the dtype (then no pixel has it)
     int32_t connectivity;  //      4 or 8
-    int32_t num_strips;    //      CPU only: row strips an image is cut into, 1..H; the result does not depend on it
-    int32_t* ids;          // out  [B, H, W] contiguous: 0 on background, else 1..counts[b] in raster order of first pixels
+    int32_t num_strips;    //      CPU only: row strips an image is cut into, 1..H; without effect on results
+    int32_t* ids;          // out  [B, H, W] contiguous: 0 on background, else 1..counts[b] in raster order
     int32_t* counts;       // out  [B]
     void* workspace;       //      components_workspace_*(args) bytes
 };
 
 int64_t components_workspace_cpu(const ComponentsArgs& args);
 void components_label_cpu(const ComponentsArgs& args, int64_t begin, int64_t end);   // items: B * num_strips
-void components_join_cpu(const ComponentsArgs& args, int64_t begin, int64_t end);    // items: B; writes counts
+void components_join_cpu(const ComponentsArgs& args, int64_t begin, int64_t end);    // items: B; counts
 void components_number_cpu(const ComponentsArgs& args, int64_t begin, int64_t end);  // items: B * num_strips
-void components_write_cpu(const ComponentsArgs& args, int64_t begin, int64_t end);   // items: B * num_strips; writes ids
+void components_write_cpu(const ComponentsArgs& args, int64_t begin, int64_t end);   // items: B * num_strips; ids
 
 int64_t components_workspace_cuda(const ComponentsArgs& args);
 const char* components_cuda(const ComponentsArgs& args, void* stream);
@@ -75,7 +75,7 @@ struct RegionsArgs {
     int32_t num_things;            //      >= 0; num_stuff + num_things in 1..kMaxClasses
     int32_t max_instances;         //      >= 1
     int32_t connectivity;          //      4 or 8
-    int32_t num_strips;            //      CPU only: row strips an image is cut into, 1..H; the result does not depend on it
+    int32_t num_strips;            //      CPU only: row strips an image is cut into, 1..H; without effect on results
     int32_t* segments;             // out  [B, H, W] contiguous: slot of each pixel, -1 where none
     int32_t* areas;                // out  [B, num_slots] pixels per slot, 0 where empty
     void* workspace;               //      regions_workspace_*(args) bytes
@@ -94,7 +94,7 @@ int64_t regions_workspace_cuda(const RegionsArgs& args);
 const char* regions_cuda(const RegionsArgs& args, void* stream);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// segment_mean: means[b, s, c] = sum over pixels p of segment s of features[b, c, p], divided by their number; 0 if none.
+// segment_mean: means[b, s, c] = mean of features[b, c, p] over the pixels p of segment s of image b; 0 if it has none.
 //
 // Sums are fp32 (f64 for f64 features) in an order fixed by the shapes and the segments alone. A segment value outside
 // [0, num_segments), -1 above all, means "no segment": such a pixel is skipped, and its gradient is 0.
@@ -148,12 +148,12 @@ int64_t segment_mean_backward_workspace_cuda(const SegmentMeanBackwardArgs& args
 const char* segment_mean_backward_cuda(const SegmentMeanBackwardArgs& args, void* stream);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// nearest_l1: the filled row of a query's class that is nearest in L1, lowest on ties, how far it is, and on which side of
-// it the query lies. CPU only: the CUDA half is simfast/ops/nearest_triton.py.
+// nearest_l1: the filled row of a query's class that is nearest in L1, lowest on ties, how far it is, and on which side
+// of it the query lies. CPU only: the CUDA half is simfast/ops/nearest_triton.py.
 //
-// Class k owns the bank's rows starts[k] .. starts[k] + R - 1, of which the first filled[k] are valid (values that would
-// lead outside of that, or of the bank, are cut). A query whose class lies outside [0, K), -1 above all, or has no valid row,
-// has distance +inf, row -1 and signs 0. NaN counts as smaller than any number.
+// Class k owns the bank's rows starts[k] .. starts[k] + R - 1, of which the first filled[k] are valid (values that
+// would lead outside of that, or of the bank, are cut). A query whose class lies outside [0, K), -1 above all, or has
+// no valid row, has distance +inf, row -1 and signs 0. NaN counts as smaller than any number.
 // ---------------------------------------------------------------------------------------------------------------------
 inline constexpr int64_t kNearestShares = 64;
 

@@ -1,4 +1,4 @@
-// The dtypes of features: how one value, or eight, is read into the type it is summed in, and how a sum is rounded back.
+// The dtypes of features: how one value, or eight, is read as the type it is summed in, and how a sum is rounded back.
 #pragma once
 
 #include <bit>
@@ -9,8 +9,8 @@
 
 namespace simfast {
 
-// Eight values side by side (a vector extension of GCC and Clang; any instruction set). Never passed by value: how such a
-// type travels between functions depends on the instruction set.
+// Eight values side by side (a vector extension of GCC and Clang; any instruction set). Never passed by value: how such
+// a type travels between functions depends on the instruction set.
 inline constexpr int64_t kLanes = 8;
 template <typename T>
 using Lanes [[gnu::vector_size(kLanes * sizeof(T))]] = T;
@@ -42,7 +42,7 @@ struct BF16 {
     static Stored store(Sum x) {
         const uint32_t bits = std::bit_cast<uint32_t>(x);
         if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<Stored>(bits >> 16 | 0x40u);  // NaN stays NaN
-        return static_cast<Stored>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);                    // nearest, ties to even
+        return static_cast<Stored>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);  // nearest, ties to even
     }
     static void load8(const Stored* from, Lanes<Sum>& to) {
         Lanes<uint16_t> x;
@@ -55,7 +55,7 @@ struct F16 {
     using Stored = uint16_t;
     using Sum = float;
     using Bits = int32_t;
-    // The bits shifted into place are the value times 2^-112, exactly, subnormals too; infinity and NaN need the exponent.
+    // The bits shifted into place are the value times 2^-112, exactly, subnormals too; infinity and NaN need more.
     static Sum load(Stored x) {
         const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fffu) << 13;
         uint32_t bits = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);

@@ -1,8 +1,8 @@
 // The labelling engine of the CPU kernels: maximal runs of equal labels in a row are the nodes of a union-find forest.
 //
 // A row is turned into bit masks, 64 pixels a word: where a run starts, where a pixel equals the one above it. Unions
-// are needed only at a few of these bits, so the cost follows the number of region borders rather than pixels. Nodes are
-// numbered in raster order and the smaller root wins, so a component's root is the run that holds its first pixel.
+// are needed only at a few of these bits, so the cost follows the number of region borders rather than pixels. Nodes
+// are numbered in raster order and the smaller root wins, so a component's root is the run that holds its first pixel.
 #pragma once
 
 #include <bit>
@@ -80,15 +80,17 @@ inline Forest forest_at(char* at, int64_t H, int64_t W) {
 
 inline Scratch scratch_at(char* at, int64_t W) {
     const int64_t words = (W + 63) / 64, key_row = (words + 2) * 64 * 8, base_row = align_up(words * 4, 64);
-    return Scratch{{at + 64 * 8, at + key_row + 64 * 8},
-                   {reinterpret_cast<int32_t*>(at + 2 * key_row), reinterpret_cast<int32_t*>(at + 2 * key_row + base_row)}};
+    return Scratch{
+        {at + 64 * 8, at + key_row + 64 * 8},
+        {reinterpret_cast<int32_t*>(at + 2 * key_row), reinterpret_cast<int32_t*>(at + 2 * key_row + base_row)}};
 }
 
 inline int64_t strip_row(int64_t H, int64_t num_strips, int64_t s) { return H * s / num_strips; }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Keys. Rows are copied once, dense and padded. Labels of any dtype that lie in a window of 256 values starting at `low`
-// become 8-bit keys (19 classes, 255, or -1 with small classes); a strip with other values is read as 64-bit keys.
+// Keys. Rows are copied once, dense and padded. Labels of any dtype that lie in a window of 256 values starting at
+// `low` become 8-bit keys (19 classes, 255, or -1 with small classes); a strip with other values is read as 64-bit
+// keys.
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -119,8 +121,8 @@ bool load_row_as(const LabelMap& map, int64_t offset, int64_t W, int64_t, int64_
     return true;
 }
 
-// Fills keys[0..W) with row y of image b less `low`. Returns false if a label does not fit the key. `low` is 0 for 64-bit
-// keys; for 8-bit ones the difference is taken unsigned, so that no label overflows.
+// Fills keys[0..W) with row y of image b less `low`. Returns false if a label does not fit the key. `low` is 0 for
+// 64-bit keys; for 8-bit ones the difference is taken unsigned, so that no label overflows.
 template <typename Key>
 bool load_row(const LabelMap& map, int64_t b, int64_t y, int64_t W, int64_t low, Key* keys) {
     const int64_t offset = b * map.stride_b + y * map.stride_h;
@@ -229,9 +231,9 @@ void link_rows(const Key* keys, const Key* above_keys, const Row& row, const Row
     }
 }
 
-// Labels the rows of strip s of image b. `Classes` answers for a key which code its runs get at once (>= 0), or -1 if they
-// are nodes to unite; code_mask() says where code() can be >= 0. Returns the strip's number of components, or -1 if a label
-// does not fit the key.
+// Labels the rows of strip s of image b. `Classes` answers for a key which code its runs get at once (>= 0), or -1 if
+// they are nodes to unite; code_mask() says where code() can be >= 0. Returns the strip's number of components, or -1
+// if a label does not fit the key.
 template <typename Key, typename Classes>
 int32_t label_strip(const LabelMap& map, int64_t b, int64_t y0, int64_t y1, int64_t low, int32_t connectivity,
                     const Classes& classes, const Forest& f, const Scratch& scratch) {
@@ -327,8 +329,9 @@ void write_rows(const Forest& f, int64_t y0, int64_t y1, int32_t* map, const Val
                 for (int64_t x = x0; x < x1; ++x) row[x] = v;
             });
         } else {
-            // Whole blocks: what runs over a run's end is overwritten by the runs after it, in this row or the next. Without
-            // it a map of short runs would cost a mispredicted branch each. (A last row has no next: exact, above.)
+            // Whole blocks: what runs over a run's end is overwritten by the runs after it, in this row or the next.
+            // Without it a map of short runs would cost a mispredicted branch each. (A last row has no next: exact,
+            // above.)
             const int64_t room = (y1 - y) * f.W;
             for_each_run(f, y, [&](int64_t x0, int64_t x1, int32_t node) {
                 const int32_t v = value(node);

@@ -23,9 +23,7 @@ int32_t class_index(const RegionsArgs& a, int64_t label) {
 }
 
 // Code of an index: stuff has one at once, things are nodes to unite (-1), anything else has no slot.
-int32_t class_code(const RegionsArgs& a, int32_t index) {
-    return index < 0 ? 0 : index < a.num_stuff ? index + 1 : -1;
-}
+int32_t class_code(const RegionsArgs& a, int32_t index) { return index < 0 ? 0 : index < a.num_stuff ? index + 1 : -1; }
 
 template <typename Key>
 struct Classes;
@@ -93,7 +91,8 @@ int64_t label_at(const LabelMap& map, int64_t b, int64_t y, int64_t x) {
     }
 }
 
-// Numbers the image's components, counts areas of components and, into `areas`, of stuff. Returns the components' number.
+// Numbers the image's components, counts areas of components and, into `areas`, of stuff. Returns the components'
+// number.
 int32_t measure(const RegionsArgs& a, const Workspace& ws, int64_t b, int32_t* areas) {
     const Forest& f = ws.forest;
     int32_t found = 0;
@@ -118,8 +117,8 @@ int32_t measure(const RegionsArgs& a, const Workspace& ws, int64_t b, int32_t* a
     return found;
 }
 
-// Keeps each class's max_instances largest components in its slots of `areas`, largest first, by insertion; `owner[slot]`
-// is the component in it. A component does not pass one of equal area: it comes later in raster order.
+// Keeps each class's max_instances largest components in its slots of `areas`, largest first, by insertion;
+// `owner[slot]` is the component in it. A component does not pass one of equal area: it comes later in raster order.
 void keep_largest(const RegionsArgs& a, const Workspace& ws, int32_t found, int32_t* areas, int32_t* owner) {
     for (int32_t i = 0; i < found; ++i) {
         const Component c = ws.components[i];

@@ -1,7 +1,8 @@
 // segment_mean and its backward on the CPU: see kernels.h for the contract.
 //
-// The segments become a list of runs: pixels p, p + 1, ... of one segment, those without one left out. A sum is taken run
-// by run, in the order of the pixels, and within a run in an order fixed by its length: no order depends on the split.
+// The segments become a list of runs: pixels p, p + 1, ... of one segment, those without one left out. A sum is taken
+// run by run, in the order of the pixels, and within a run in an order fixed by its length: no order depends on the
+// split.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -75,8 +76,8 @@ void list_runs(const LabelMap& map, int64_t b, int64_t H, int64_t W, int64_t S, 
 // Forward
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Sum of values[0..length): eight interleaved partial sums, then these pairwise. `readable` values may be touched, so that
-// the last ones can be read eight at a time too; what lies beyond `length`, NaN or not, is masked away.
+// Sum of values[0..length): eight interleaved partial sums, then these pairwise. `readable` values may be touched, so
+// that the last ones can be read eight at a time too; what lies beyond `length`, NaN or not, is masked away.
 template <typename F>
 typename F::Sum sum_along(const typename F::Stored* values, int64_t length, int64_t readable) {
     using Sum = typename F::Sum;

@@ -1,5 +1,6 @@
-// Runs every CPU kernel under a sanitizer (see tests/test_build.py): arrays of exactly the promised size, workspaces full of
-// junk, ranges in two threads. Results must not depend on how the work is cut; components are checked by flood fill.
+// Runs every CPU kernel under a sanitizer (see tests/test_build.py): arrays of exactly the promised size, workspaces
+// full of junk, ranges in two threads. Results must not depend on how the work is cut; components are checked by flood
+// fill.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -27,7 +28,9 @@ template <typename T>
 struct Array {
     int64_t size;
     std::unique_ptr<T[]> data;
-    explicit Array(int64_t n) : size(n), data(new T[n]) { std::memset(static_cast<void*>(data.get()), 0xA5, n * sizeof(T)); }
+    explicit Array(int64_t n) : size(n), data(new T[n]) {
+        std::memset(static_cast<void*>(data.get()), 0xA5, n * sizeof(T));
+    }
     T* get() const { return data.get(); }
     bool operator==(const Array& other) const { return !std::memcmp(get(), other.get(), size * sizeof(T)); }
 };
@@ -63,12 +66,14 @@ LabelMap map_of(const Array<T>& labels, Dtype dtype, const Shape& s) {
     return {labels.get(), dtype, s.H * s.W, s.W, 1};
 }
 
-void check_components(const LabelMap& labels, const Shape& s, int32_t connectivity, const std::function<int64_t(int64_t)>& at) {
+void check_components(const LabelMap& labels, const Shape& s, int32_t connectivity,
+                      const std::function<int64_t(int64_t)>& at) {
     const int64_t pixels = s.H * s.W;
     std::vector<Array<int32_t>> results;
     for (const int64_t strips : {int64_t{1}, (s.H + 1) / 2, s.H}) {
         Array<int32_t> ids(s.B * pixels), counts(s.B);
-        ComponentsArgs a{labels, s.B, s.H, s.W, 255, connectivity, static_cast<int32_t>(strips), ids.get(), counts.get(), nullptr};
+        ComponentsArgs a{labels,    s.B,          s.H,    s.W, 255, connectivity, static_cast<int32_t>(strips),
+                         ids.get(), counts.get(), nullptr};
         Array<char> space(components_workspace_cpu(a));
         a.workspace = space.get();
         in_two_threads(s.B * strips, [&](int64_t b, int64_t e) { components_label_cpu(a, b, e); });
@@ -141,16 +146,17 @@ void check_means(const LabelMap& segments, const Shape& s, Dtype dtype, Layout l
     Array<int32_t> counts(s.B * S);
     Array<char> means(s.B * S * C * sum_bytes);
     const int64_t stride_c = layout == Layout::planes ? pixels : 1, stride_p = layout == Layout::planes ? 1 : C;
-    SegmentMeanArgs a{features.get(), dtype, layout, C * pixels, stride_c, stride_p, segments, s.B, C, s.H, s.W, S,
-                      counts.get(), means.get(), nullptr};
+    SegmentMeanArgs a{features.get(), dtype,       layout, C * pixels, stride_c, stride_p,
+                      segments,       s.B,         C,      s.H,        s.W,      S,
+                      counts.get(),   means.get(), nullptr};
     Array<char> space(segment_mean_workspace_cpu(a));
     a.workspace = space.get();
     in_two_threads(s.B, [&](int64_t b, int64_t e) { segment_mean_runs_cpu(a, b, e); });
     in_two_threads(s.B * C, [&](int64_t b, int64_t e) { segment_mean_sum_cpu(a, b, e); });
 
     Array<T> grad(size);
-    SegmentMeanBackwardArgs g{means.get(), counts.get(), segments, s.B, C, s.H, s.W, S, grad.get(), dtype, layout,
-                              C * pixels, stride_c, stride_p, nullptr};
+    SegmentMeanBackwardArgs g{means.get(), counts.get(), segments, s.B,        C,        s.H,      s.W,    S,
+                              grad.get(),  dtype,        layout,   C * pixels, stride_c, stride_p, nullptr};
     Array<char> backward_space(segment_mean_backward_workspace_cpu(g));
     g.workspace = backward_space.get();
     in_two_threads(s.B, [&](int64_t b, int64_t e) { segment_mean_backward_runs_cpu(g, b, e); });
@@ -176,9 +182,12 @@ int main() {
             const auto shorts = random_labels<int16_t>(s, random, -2, 4, blob);
             const auto longs = random_labels<int64_t>(s, random, 253, 300, blob);
             for (const int32_t connectivity : {4, 8}) {
-                check_components(map_of(bytes, Dtype::u8, s), s, connectivity, [&](int64_t i) { return bytes.get()[i]; });
-                check_components(map_of(shorts, Dtype::i16, s), s, connectivity, [&](int64_t i) { return shorts.get()[i]; });
-                check_components(map_of(longs, Dtype::i64, s), s, connectivity, [&](int64_t i) { return longs.get()[i]; });
+                check_components(map_of(bytes, Dtype::u8, s), s, connectivity,
+                                 [&](int64_t i) { return bytes.get()[i]; });
+                check_components(map_of(shorts, Dtype::i16, s), s, connectivity,
+                                 [&](int64_t i) { return shorts.get()[i]; });
+                check_components(map_of(longs, Dtype::i64, s), s, connectivity,
+                                 [&](int64_t i) { return longs.get()[i]; });
                 check_regions(map_of(bytes, Dtype::u8, s), s, connectivity);
                 check_regions(map_of(shorts, Dtype::i16, s), s, connectivity);
                 check_regions(map_of(longs, Dtype::i64, s), s, connectivity);
