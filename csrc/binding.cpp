@@ -397,11 +397,13 @@ Tensor segment_mean_backward_cuda(Tensor grad, Tensor counts, Tensor segments, S
 // nearest_l1: the CPU half
 // ---------------------------------------------------------------------------------------------------------------------
 
-const int64_t* integers(const char* what, const Tensor& x, int64_t length) {
-    check(x.dim() == 1 && x.size(0) == length && x.scalar_type() == ScalarType::Long && x.is_contiguous(), what,
-          " must be a contiguous int64 [", length, "]");
-    return static_cast<const int64_t*>(x.const_data_ptr());
+Tensor integers(const char* what, const Tensor& x, int64_t length) {
+    check(x.dim() == 1 && x.size(0) == length && x.scalar_type() == ScalarType::Long, what, " must be int64 [", length,
+          "]");
+    return torch::stable::contiguous(x);
 }
+
+const int64_t* data(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
 
 std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes, Tensor bank,
                                                   std::optional<Tensor> starts, Tensor filled, int64_t max_rows) {
@@ -417,9 +419,11 @@ std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes
     args.queries = queries.const_data_ptr(), args.bank = bank.const_data_ptr();
     args.query_stride_n = queries.stride(0), args.query_stride_d = queries.stride(1);
     args.bank_stride_t = bank.stride(0), args.bank_stride_d = bank.stride(1);
-    args.classes = integers("nearest_l1: classes", classes, args.N);
-    args.filled = integers("nearest_l1: filled", filled, args.K);
-    args.starts = starts.has_value() ? integers("nearest_l1: starts", *starts, args.K) : nullptr;
+    classes = integers("nearest_l1: classes", classes, args.N);
+    filled = integers("nearest_l1: filled", filled, args.K);
+    if (starts.has_value()) starts = integers("nearest_l1: starts", *starts, args.K);
+    args.classes = data(classes), args.filled = data(filled),
+    args.starts = starts.has_value() ? data(*starts) : nullptr;
     const bool wide = args.queries_dtype == Dtype::f64;
     const Tensor distances = uninitialised(queries, {args.N}, wide ? ScalarType::Double : ScalarType::Float);
     const Tensor rows = uninitialised(queries, {args.N}, ScalarType::Long);

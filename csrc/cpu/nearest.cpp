@@ -1,9 +1,10 @@
 // nearest_l1 on the CPU: see kernels.h for the contract.
 //
-// Queries are listed by class, so that those of one class share the rows they read; a query without a class is in no list
-// and costs nothing. A tile is kRows rows of one class against all its queries; tiles are dealt out to kNearestShares
-// shares in turn, which are the items of the pass. A distance is summed in an order fixed by D alone: kLanes interleaved
-// sums within kWidth values, then the blocks in turn. So equal rows have equal distances, and no order depends on the split.
+// Queries are listed by class, so that those of one class share the rows they read; a query without a class is in no
+// list and costs nothing. A tile is kRows rows of one class against all its queries; tiles are dealt out to
+// kNearestShares shares in turn, which are the items of the pass. A distance is summed in an order fixed by D alone:
+// kLanes interleaved sums within kWidth values, then the blocks in turn. So equal rows have equal distances, and no
+// order depends on the split.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -16,7 +17,7 @@ namespace simfast {
 namespace {
 
 constexpr int64_t kRows = 16, kQueries = 16;  // of a tile, and of its queries at a time
-constexpr int64_t kWidth = 256;               // values of D at a time: a block of each side stays in the first-level cache
+constexpr int64_t kWidth = 256;  // values of D at a time: a block of each side stays in the first-level cache
 
 int64_t num_tiles(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
@@ -25,7 +26,8 @@ struct Nearest {
     double distance;
     int64_t row;
 
-    // NaN counts as smaller than any number, as arg-min has it; rows come in rising order and the first of equals stays.
+    // NaN counts as smaller than any number, as arg-min has it; rows come in rising order and the first of equals
+    // stays.
     void take(double other, int64_t other_row) {
         if (row < 0 || other < distance || (other != other && distance == distance)) *this = {other, other_row};
     }
@@ -72,8 +74,8 @@ void pack(const typename F::Stored* from, int64_t stride, int64_t width, int64_t
     std::fill(to + width, to + padded, Sum{0});
 }
 
-// distances[i][j] += sum of |queries[i] - rows[j]| over `width` packed values. 4 queries by 2 rows need 8 accumulators and
-// 6 loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic.
+// distances[i][j] += sum of |queries[i] - rows[j]| over `width` packed values. 4 queries by 2 rows need 8 accumulators
+// and 6 loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic.
 template <typename F, int kQ>
 void add_distances(const typename F::Sum* queries, const typename F::Sum* rows, int64_t width,
                    typename F::Sum* distances) {

@@ -7,7 +7,8 @@ autocast, read nothing back to the host, and give the same bits from run to run.
 
 from simfast.ops.components import connected_components
 from simfast.ops.library import available
+from simfast.ops.nearest import nearest_l1
 from simfast.ops.regions import find_regions
 from simfast.ops.segment_mean import segment_mean
 
-__all__ = ["available", "connected_components", "find_regions", "segment_mean"]
+__all__ = ["available", "connected_components", "find_regions", "nearest_l1", "segment_mean"]
