@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 IGNORE = 255
 STUFF = [0, 1, 2, 3, 4, 8, 9, 10]  # Cityscapes train ids, as the matching uses them
@@ -197,3 +198,49 @@ def assert_within_budget(got: Tensor, exact: Tensor, honest: Tensor) -> None:
         f"error {error.flatten()[worst]:.3g} exceeds the budget {allowed.flatten()[worst]:.3g} "
         f"at {tuple(int(i) for i in np.unravel_index(int(worst), error.shape))}"
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a call does
+# ----------------------------------------------------------------------------------------------------------------------
+
+# What makes the host wait for a value or a size, on a device that computes on its own.
+_HOST_READS = frozenset((
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "nonzero_numpy", "argwhere", "masked_select",
+    "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
+))  # fmt: skip
+
+
+class Calls(TorchDispatchMode):
+    """Lists the operators that run inside it, backward included; works on any device.
+
+    Attributes:
+        names: every operator that computes (not those that make a view), e.g. "aten.add.Tensor".
+        host_reads: those that make the host wait: reads of a value, results whose size depends on values, and copies
+            from one device to another. `.cpu()` of what is on the CPU leaves no trace; `.to("cpu", copy=True)` does.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+        self.host_reads: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        aliases = [a.alias_info for a in func._schema.arguments]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            self.names.append(str(func))
+        if self._reads(func.overloadpacket.__name__, args, kwargs):
+            self.host_reads.append(str(func))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _reads(name: str, args: tuple, kwargs: dict) -> bool:
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if name in ("copy_", "_copy_from"):
+            return args[0].device != args[1].device
+        if name == "_to_copy":
+            wanted = kwargs.get("device")
+            return wanted is not None and (wanted.type == "cpu" or wanted != args[0].device)
+        return name in _HOST_READS or (name == "repeat_interleave" and kwargs.get("output_size") is None)
