@@ -71,8 +71,8 @@ class RingBank(nn.Module):
         # Of more vectors than slots only the last stay; leaving out the others keeps every destination unique.
         kept = is_class & (number > written - self.sizes)
         slot = torch.where(kept, slot, spare).amin(1)
-        vectors = torch.where((slot < spare)[:, None], vectors.detach().to(self.storage.dtype), 0)
-        self.storage.index_copy_(0, slot, vectors)
+        self.storage.index_copy_(0, slot, vectors.detach().to(self.storage.dtype))
+        self.storage[spare].zero_()  # which of its vectors came last is not the same in every run
         self.written.copy_(written)
 
     def filled(self, only_full: bool = False) -> Tensor:

@@ -118,11 +118,12 @@ class StuffInstanceMatching(nn.Module):
             accepted = self._accepted(means[:, :split], classify, self.slot_class[:split])
             present = torch.cat([present[:, :split] & accepted, present[:, split:]], 1)
         rings = torch.where(present, self.slot_ring, -1)
-        distances = self._distances(means, rings)
         images = features.shape[0]
-        instances = distances[:, split:].reshape(images, len(self.things), self.max_instances)
-        regions = present[:, split:].reshape(instances.shape).sum(2).clamp(min=1)
-        return distances[:, :split].sum() / images, (instances.sum(2) / regions).sum() / images
+        distances = self._distances(means, rings) / (self.num_features * images)
+        stuff, instances = distances.split([split, distances.shape[1] - split], 1)
+        by_class = (images, len(self.things), self.max_instances)
+        regions = present[:, split:].reshape(by_class).sum(2).clamp(min=1)
+        return stuff.sum(), (instances.reshape(by_class).sum(2) / regions).sum()
 
     @property
     def _ops(self) -> ModuleType:
@@ -138,7 +139,7 @@ class StuffInstanceMatching(nn.Module):
         return self._ops.segment_mean(features, segments, areas.shape[1]), areas > 0
 
     def _distances(self, means: Tensor, rings: Tensor) -> Tensor:
-        """L1 distance / C of each vector [B, S, C] from the nearest of its ring; 0 where there is none. [B, S]."""
+        """L1 distance of each vector [B, S, C] from the nearest of its ring, 0 where there is none. [B, S]."""
         filled = self.bank.filled(only_full=self.fill_rule == "full")
         if self.ops == "fused":
             distances, rows = nearest_l1_ragged(
@@ -151,7 +152,7 @@ class StuffInstanceMatching(nn.Module):
             )
         else:
             distances, rows = self._nearest_by_reference(means, rings, filled)
-        return torch.where(rows >= 0, distances, 0).view(rings.shape) / self.num_features
+        return torch.where(rows >= 0, distances, 0).view(rings.shape)
 
     def _nearest_by_reference(self, means: Tensor, rings: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
         """The reference op takes rings of one length: first the stuff, then the things. [B, S] each."""
