@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("components", "regions", "segment_mean")
+BENCHES = ("components", "regions", "segment_mean", "matching")
 PACKAGES = (
     "torch", "numpy", "scikit-image", "connected-components-3d", "scipy", "opencv-python-headless", "cupy-cuda13x",
     "cucim-cu13", "pytest-benchmark",
