@@ -78,10 +78,10 @@ class StuffInstanceMatching(nn.Module):
         self.bank = RingBank(rows, num_features, bank_dtype)
         # Per slot of find_regions: its ring, and its class id.
         slots = [1] * len(self.stuff) + [max_instances] * len(self.things)
-        ring = torch.arange(len(rows)).repeat_interleave(torch.tensor(slots, dtype=torch.int64))
-        class_id = torch.tensor(self.stuff + self.things, dtype=torch.int64)[ring]
-        self.register_buffer("slot_ring", ring, persistent=False)
-        self.register_buffer("slot_class", class_id, persistent=False)
+        ring = [k for k, count in enumerate(slots) for _ in range(count)]
+        class_id = [(self.stuff + self.things)[k] for k in ring]
+        self.register_buffer("slot_ring", torch.tensor(ring, dtype=torch.int64), persistent=False)
+        self.register_buffer("slot_class", torch.tensor(class_id, dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
     def remember(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> None:

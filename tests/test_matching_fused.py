@@ -152,6 +152,24 @@ def test_nothing_is_read_back_to_the_host(gate):
 
 
 @pytest.mark.parametrize("gate", ["none", "released"])
+def test_a_step_runs_on_the_meta_device_where_a_read_or_a_shape_that_depends_on_values_would_raise(gate):
+    matching, batch = make_matching(gate=gate).to("meta"), on("meta", make_batches(1, 2)[0])
+    losses, gradient = step(matching, make_head("meta"), batch)
+    assert losses.shape == (2,)
+    assert gradient.shape == batch[2].shape
+
+
+@pytest.mark.parametrize(("stuff", "things"), [(STUFF, []), ([], THINGS), ([], [])], ids=["stuff", "things", "nothing"])
+def test_either_kind_of_class_may_be_left_out(stuff, things):
+    fused, reference = (
+        StuffInstanceMatching(WIDTH, stuff, things, ROWS, INSTANCES, ops=ops) for ops in ("fused", "reference")
+    )
+    for batch in make_batches(3, 2):
+        for got, expected in zip(step(fused, make_head(), batch), step(reference, make_head(), batch), strict=True):
+            assert_close(got, expected)
+
+
+@pytest.mark.parametrize("gate", ["none", "released"])
 def test_compiled_whole_over_two_sizes_it_equals_eager(gate):
     eager, head = make_matching(gate=gate), make_head()
     compiled = copy.deepcopy(eager)
