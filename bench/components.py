@@ -120,4 +120,4 @@ def bench_components(benchmark, kind, dtype, device):
         peers = cpu_peers(labels)
     else:
         contenders, peers = [Contender("simfast", run, check)], cuda_peers(labels)
-    compare(benchmark, contenders + peers, device, bytes_moved, rounds=15)
+    compare(benchmark, contenders + peers, device, bytes_moved, rounds=41)
