@@ -16,8 +16,8 @@ SIMFAST_HD constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 
 // ---------------------------------------------------------------------------------------------------------------------
 // Union-find in which the smallest node of a tree is its root, so that a component's root is its first pixel.
 //
-// `Nodes` answers load(n), the parent of n (n itself for a root), and fetch_min(n, value), which lowers the parent of n to
-// min(parent, value) and returns what it was. Parents only ever sink, so a stale load is an older ancestor, never a
+// `Nodes` answers load(n), the parent of n (n itself for a root), and fetch_min(n, value), which lowers the parent of n
+// to min(parent, value) and returns what it was. Parents only ever sink, so a stale load is an older ancestor, never a
 // stranger: that is all that many threads need to climb and unite at once without a lock.
 // ---------------------------------------------------------------------------------------------------------------------
 
@@ -27,8 +27,8 @@ SIMFAST_HD int32_t find_root(const Nodes& nodes, int32_t n) {
     return n;
 }
 
-// Returns the node that ceased to be a root, or -1 if both already had the same root. Over any interleaving each node is
-// returned at most once: only the first fetch_min that lowers a root sees it still pointing to itself.
+// Returns the node that ceased to be a root, or -1 if both already had the same root. Over any interleaving each node
+// is returned at most once: only the first fetch_min that lowers a root sees it still pointing to itself.
 template <typename Nodes>
 SIMFAST_HD int32_t unite(const Nodes& nodes, int32_t a, int32_t b) {
     a = find_root(nodes, a);
@@ -37,8 +37,8 @@ SIMFAST_HD int32_t unite(const Nodes& nodes, int32_t a, int32_t b) {
         const int32_t high = a > b ? a : b, low = a > b ? b : a;
         const int32_t before = nodes.fetch_min(high, low);
         if (before == high) return high;
-        // Another thread hung `high` below `before` first. fetch_min kept the smaller of the two links, so the other one
-        // may be lost: joining the two ends restores it.
+        // Another thread hung `high` below `before` first. fetch_min kept the smaller of the two links, so the other
+        // one may be lost: joining the two ends restores it.
         a = find_root(nodes, before);
         b = low;
     }
@@ -51,7 +51,8 @@ SIMFAST_HD constexpr int32_t link_to(int32_t node) { return -2 - node; }
 SIMFAST_HD constexpr bool is_link(int32_t entry) { return entry <= -2; }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The neighbour rule, a row of pixels as bits. `same_up` and `same_left`: the pixel equals the one above, or to its left.
+// The neighbour rule, a row of pixels as bits. `same_up` and `same_left`: the pixel equals the one above, or to its
+// left.
 // ---------------------------------------------------------------------------------------------------------------------
 
 // Pixels to unite with the one straight above: of equal pixels side by side above equal pixels side by side, the first.

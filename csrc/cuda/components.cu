@@ -33,8 +33,8 @@ struct ComponentsTileShared {
 
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads)
-components_tile_kernel(TypedMap<T> labels, Tiling tiling, int64_t background, bool diagonal, int32_t* ids,
-                       ComponentsWorkspace workspace) {
+    components_tile_kernel(TypedMap<T> labels, Tiling tiling, int64_t background, bool diagonal, int32_t* ids,
+                           ComponentsWorkspace workspace) {
     SIMFAST_SHARED(ComponentsTileShared<T>, tile);
     const auto [b, index] = block_place(tiling.tiles());
     const int32_t y0 = index / tiling.tiles_x * kTile, x0 = index % tiling.tiles_x * kTile;
@@ -59,7 +59,8 @@ components_tile_kernel(TypedMap<T> labels, Tiling tiling, int64_t background, bo
         const bool inside = x < tiling.W, labelled = inside && active(tile.labels[p]);
         const int root = labelled ? tile.parent[p] : -1;
         const unsigned roots = __ballot_sync(kFullWarp, root == p);
-        if (inside) image[y * tiling.W + x] = labelled ? link_to((y0 + root / kTile) * tiling.W + x0 + root % kTile) : 0;
+        if (inside)
+            image[y * tiling.W + x] = labelled ? link_to((y0 + root / kTile) * tiling.W + x0 + root % kTile) : 0;
         if (inside && lane == 0) bits[y * tiling.words + x / 32] = roots;
         num_roots += __popc(roots);
     }
@@ -75,8 +76,8 @@ components_tile_kernel(TypedMap<T> labels, Tiling tiling, int64_t background, bo
 
 template <typename T>
 __global__ void __launch_bounds__(kSeamThreads)
-components_seam_kernel(TypedMap<T> labels, Tiling tiling, int32_t seam_blocks, int64_t background, bool diagonal,
-                       int32_t* ids, ComponentsWorkspace workspace) {
+    components_seam_kernel(TypedMap<T> labels, Tiling tiling, int32_t seam_blocks, int64_t background, bool diagonal,
+                           int32_t* ids, ComponentsWorkspace workspace) {
     const auto [b, index] = block_place(seam_blocks);
     const int32_t item = index * kSeamThreads + threadIdx.x;
     if (item >= tiling.seam_pixels()) return;
@@ -104,8 +105,8 @@ __device__ __forceinline__ int32_t warp_inclusive_sum(int32_t value, int lane) {
     return value;
 }
 
-// The sum of `value` over the threads before this one; `total` over all. Two barriers: the first one keeps the sums of the
-// call before until everybody has read them.
+// The sum of `value` over the threads before this one; `total` over all. Two barriers: the first one keeps the sums of
+// the call before until everybody has read them.
 __device__ __forceinline__ int32_t block_exclusive_sum(NumberShared& shared, int32_t value, int32_t& total) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int32_t upto = warp_inclusive_sum(value, lane);
@@ -119,8 +120,8 @@ __device__ __forceinline__ int32_t block_exclusive_sum(NumberShared& shared, int
 }
 
 __global__ void __launch_bounds__(kNumberThreads)
-components_number_kernel(Tiling tiling, int32_t bands, int32_t tile_rows, int32_t* ids, int32_t* counts,
-                         ComponentsWorkspace workspace) {
+    components_number_kernel(Tiling tiling, int32_t bands, int32_t tile_rows, int32_t* ids, int32_t* counts,
+                             ComponentsWorkspace workspace) {
     SIMFAST_SHARED(NumberShared, shared);
     const auto [b, band] = block_place(bands);
     const int32_t tile_row = band * tile_rows, lane = threadIdx.x % 32;
@@ -140,8 +141,8 @@ components_number_kernel(Tiling tiling, int32_t bands, int32_t tile_rows, int32_
         int32_t total;
         const int32_t rank = first + block_exclusive_sum(shared, __popc(own), total);
         first += total;
-        // A warp writes the ids of its 32 words together, a word at a time, a lane a bit: coalesced where roots are dense,
-        // and quick over the many empty words where they are not.
+        // A warp writes the ids of its 32 words together, a word at a time, a lane a bit: coalesced where roots are
+        // dense, and quick over the many empty words where they are not.
         for (unsigned filled = __ballot_sync(kFullWarp, own != 0); filled; filled &= filled - 1) {
             const int source = __ffs(filled) - 1;
             const unsigned shown = __shfl_sync(kFullWarp, own, source);
@@ -156,7 +157,8 @@ components_number_kernel(Tiling tiling, int32_t bands, int32_t tile_rows, int32_
     if (band == bands - 1 && threadIdx.x == 0) counts[b] = first;
 }
 
-__global__ void __launch_bounds__(kWriteThreads) components_write_kernel(Tiling tiling, int32_t write_blocks, int32_t* ids) {
+__global__ void __launch_bounds__(kWriteThreads)
+    components_write_kernel(Tiling tiling, int32_t write_blocks, int32_t* ids) {
     const auto [b, index] = block_place(write_blocks);
     const int64_t first = int64_t{index} * (kWriteThreads * kWritePixels) + threadIdx.x;
     int32_t* image = ids + b * tiling.pixels();
@@ -197,17 +199,17 @@ const char* components_cuda(const ComponentsArgs& a, void* stream_pointer) {
     const char* error = for_label_type(a.labels.dtype, [&](auto example) {
         using T = decltype(example);
         const TypedMap<T> labels(a.labels);
-        SIMFAST_LAUNCH((components_tile_kernel<T>), grid_of(a.B * tiling.tiles()), kTileThreads, 0, stream, labels, tiling,
-                       a.background, diagonal, a.ids, workspace);
+        SIMFAST_LAUNCH((components_tile_kernel<T>), grid_of(a.B * tiling.tiles()), kTileThreads, 0, stream, labels,
+                       tiling, a.background, diagonal, a.ids, workspace);
         if (seam_blocks) {
-            SIMFAST_LAUNCH((components_seam_kernel<T>), grid_of(a.B * seam_blocks), kSeamThreads, 0, stream, labels, tiling,
-                           seam_blocks, a.background, diagonal, a.ids, workspace);
+            SIMFAST_LAUNCH((components_seam_kernel<T>), grid_of(a.B * seam_blocks), kSeamThreads, 0, stream, labels,
+                           tiling, seam_blocks, a.background, diagonal, a.ids, workspace);
         }
         return launch_error();
     });
     if (error) return error;
-    SIMFAST_LAUNCH(components_number_kernel, grid_of(a.B * bands), kNumberThreads, 0, stream, tiling, bands, tile_rows, a.ids,
-                   a.counts, workspace);
+    SIMFAST_LAUNCH(components_number_kernel, grid_of(a.B * bands), kNumberThreads, 0, stream, tiling, bands, tile_rows,
+                   a.ids, a.counts, workspace);
     SIMFAST_LAUNCH(components_write_kernel, grid_of(a.B * write_blocks), kWriteThreads, 0, stream, tiling, write_blocks,
                    a.ids);
     return launch_error();

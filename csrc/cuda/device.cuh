@@ -1,5 +1,5 @@
-// What every CUDA source here starts with: CUDA itself, or the tests' stand-in for it when a plain C++ compiler runs the
-// kernels on the CPU, and the few helpers that all kernels use.
+// What every CUDA source here starts with: CUDA itself, or the tests' stand-in for it when a plain C++ compiler runs
+// the kernels on the CPU, and the few helpers that all kernels use.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,11 @@
 // A kernel keeps all its static shared memory in one struct; the stand-in gives each block in flight its own.
 #define SIMFAST_SHARED(Type, name) __shared__ Type name
 #define SIMFAST_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+// A load that other threads' stores may change from one call to the next.
+template <typename T>
+__device__ __forceinline__ T load_volatile(const T* p) {
+    return *const_cast<const volatile T*>(p);
+}
 #else
 #include "host_cuda.h"
 using std::max;
@@ -41,7 +46,10 @@ struct TypedMap {
     int64_t stride_b, stride_h, stride_w;
 
     explicit TypedMap(const LabelMap& map)
-        : data(static_cast<const T*>(map.data)), stride_b(map.stride_b), stride_h(map.stride_h), stride_w(map.stride_w) {}
+        : data(static_cast<const T*>(map.data)),
+          stride_b(map.stride_b),
+          stride_h(map.stride_h),
+          stride_w(map.stride_w) {}
     __device__ __forceinline__ T at(int64_t b, int64_t y, int64_t x) const {
         return __ldg(data + b * stride_b + y * stride_h + x * stride_w);
     }
@@ -80,11 +88,13 @@ __device__ __forceinline__ Run run_at(int lane, unsigned same_left) {
     return {(same_left >> lane & 1) == 0, later_starts ? __ffs(later_starts) : 32 - lane};
 }
 
-// The union-find's parents in shared memory, as plain node numbers. Volatile: other threads lower them meanwhile.
+// The union-find's parents in shared memory, as plain node numbers. Other threads lower them meanwhile.
 struct SharedNodes {
     int32_t* parent;
-    __device__ __forceinline__ int32_t load(int32_t n) const { return *const_cast<const volatile int32_t*>(parent + n); }
-    __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const { return atomicMin(parent + n, value); }
+    __device__ __forceinline__ int32_t load(int32_t n) const { return load_volatile(parent + n); }
+    __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const {
+        return atomicMin(parent + n, value);
+    }
 };
 
 // The union-find's parents as links in an output map in global memory. Loads go to the level-2 cache, where the atomics

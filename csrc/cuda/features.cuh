@@ -65,8 +65,8 @@ __device__ __forceinline__ float chunk_value(const uint4& chunk, int j) {
     return to_float(from_bits<Value>(sizeof(Value) == 2 && j % 2 ? bits >> 16 : bits));
 }
 
-// Elements [p, p + 16 bytes) of a row of `size` elements, aligned to 16 bytes; zeros where p is outside the row. Not even
-// within an aligned chunk is anything outside the row read.
+// Elements [p, p + 16 bytes) of a row of `size` elements, aligned to 16 bytes; zeros where p is outside the row. Not
+// even within an aligned chunk is anything outside the row read.
 template <typename Value>
 __device__ __forceinline__ uint4 load_chunk(const Value* row, int64_t p, int32_t size) {
     constexpr int kPerChunk = 16 / sizeof(Value);
@@ -92,8 +92,8 @@ inline int32_t alignment_classes(int64_t stride_c, Dtype dtype) {
     return past == 0 ? 1 : static_cast<int32_t>(16 / (past & -past));
 }
 
-// A segment map read by pixel number. The dtype is looked at for every load, which is the same for all threads and cheap
-// beside the features; four more copies of every kernel are not.
+// A segment map read by pixel number. The dtype is looked at for every load, which is the same for all threads and
+// cheap beside the features; four more copies of every kernel are not.
 struct SegmentMap {
     LabelMap map;
     int32_t W;

@@ -26,7 +26,8 @@ struct RegionsWorkspace {
     int32_t* num_roots;   // [B]
 
     RegionsWorkspace(void* at, int64_t B, const Tiling& t)
-        : tile_areas(static_cast<int32_t*>(at)), roots(tile_areas + B * t.pixels()),
+        : tile_areas(static_cast<int32_t*>(at)),
+          roots(tile_areas + B * t.pixels()),
           bits(reinterpret_cast<unsigned*>(roots + B * t.pixels())),
           num_roots(reinterpret_cast<int32_t*>(bits + B * t.bitmap_words())) {}
 };
@@ -41,7 +42,8 @@ struct TileShared {
 
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads)
-regions_tile_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling, RegionsWorkspace workspace) {
+    regions_tile_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling,
+                        RegionsWorkspace workspace) {
     SIMFAST_SHARED(TileShared, tile);
     const auto [b, index] = block_place(tiling.tiles());
     const int32_t y0 = index / tiling.tiles_x * kTile, x0 = index % tiling.tiles_x * kTile;
@@ -94,7 +96,7 @@ regions_tile_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, T
 
 template <typename T>
 __global__ void __launch_bounds__(kSeamThreads)
-regions_seam_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling, int32_t seam_blocks) {
+    regions_seam_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling, int32_t seam_blocks) {
     const auto [b, index] = block_place(seam_blocks);
     const int32_t item = index * kSeamThreads + threadIdx.x;
     if (item >= tiling.seam_pixels()) return;
@@ -104,8 +106,8 @@ regions_seam_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, T
 }
 
 __global__ void __launch_bounds__(kGatherThreads)
-regions_gather_kernel(const __grid_constant__ RegionsArgs a, Tiling tiling, int32_t gather_blocks,
-                      RegionsWorkspace workspace) {
+    regions_gather_kernel(const __grid_constant__ RegionsArgs a, Tiling tiling, int32_t gather_blocks,
+                          RegionsWorkspace workspace) {
     const auto [b, index] = block_place(gather_blocks);
     const int64_t word = int64_t{index} * kGatherThreads + threadIdx.x;
     if (word >= tiling.bitmap_words()) return;
@@ -132,15 +134,16 @@ struct SelectShared {
 
 template <typename T>
 __global__ void __launch_bounds__(kSelectThreads)
-regions_select_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling,
-                      RegionsWorkspace workspace) {
+    regions_select_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling,
+                          RegionsWorkspace workspace) {
     SIMFAST_SHARED(SelectShared, shared);
     const auto [b, thing] = block_place(a.num_things);
     const int64_t label = a.classes[a.num_stuff + thing];
     const int32_t num_roots = workspace.num_roots[b];
     const int32_t* roots = workspace.roots + b * tiling.pixels();
     const int32_t* tile_areas = workspace.tile_areas + b * tiling.pixels();
-    // Larger area first, then the earlier root. `last` falls from rank to rank, so that nothing needs to be crossed out.
+    // Larger area first, then the earlier root. `last` falls from rank to rank, so that nothing needs to be crossed
+    // out.
     uint64_t last = ~uint64_t{0};
     for (int rank = 0; rank < a.max_instances; ++rank) {
         uint64_t best = 0;
@@ -167,7 +170,7 @@ regions_select_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a,
 }
 
 __global__ void __launch_bounds__(kWriteThreads)
-regions_write_kernel(const __grid_constant__ RegionsArgs a, Tiling tiling, int32_t write_blocks) {
+    regions_write_kernel(const __grid_constant__ RegionsArgs a, Tiling tiling, int32_t write_blocks) {
     const auto [b, index] = block_place(write_blocks);
     const int64_t first = int64_t{index} * (kWriteThreads * kWritePixels) + threadIdx.x;
     int32_t* image = a.segments + b * tiling.pixels();
@@ -206,14 +209,15 @@ const char* run_large(const RegionsArgs& a, cudaStream_t stream) {
                    workspace);
     if (a.num_things > 0) {
         if (seam_blocks) {
-            SIMFAST_LAUNCH((regions_seam_kernel<T>), grid_of(a.B * seam_blocks), kSeamThreads, 0, stream, labels, a, tiling,
-                           seam_blocks);
+            SIMFAST_LAUNCH((regions_seam_kernel<T>), grid_of(a.B * seam_blocks), kSeamThreads, 0, stream, labels, a,
+                           tiling, seam_blocks);
         }
         SIMFAST_LAUNCH(regions_gather_kernel, grid_of(a.B * gather_blocks), kGatherThreads, 0, stream, a, tiling,
                        gather_blocks, workspace);
-        SIMFAST_LAUNCH((regions_select_kernel<T>), grid_of(a.B * a.num_things), kSelectThreads, 0, stream, labels, a, tiling,
-                       workspace);
-        SIMFAST_LAUNCH(regions_write_kernel, grid_of(a.B * write_blocks), kWriteThreads, 0, stream, a, tiling, write_blocks);
+        SIMFAST_LAUNCH((regions_select_kernel<T>), grid_of(a.B * a.num_things), kSelectThreads, 0, stream, labels, a,
+                       tiling, workspace);
+        SIMFAST_LAUNCH(regions_write_kernel, grid_of(a.B * write_blocks), kWriteThreads, 0, stream, a, tiling,
+                       write_blocks);
     }
     return launch_error();
 }

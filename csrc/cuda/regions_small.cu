@@ -1,5 +1,5 @@
-// find_regions on CUDA for a map that fits a block's shared memory whole: one launch, in which a block labels, measures,
-// selects and writes one image. See kernels.h for the contract, tile.cuh for the engine.
+// find_regions on CUDA for a map that fits a block's shared memory whole: one launch, in which a block labels,
+// measures, selects and writes one image. See kernels.h for the contract, tile.cuh for the engine.
 #include "classes.cuh"
 #include "device.cuh"
 #include "tile.cuh"
@@ -17,9 +17,9 @@ struct SmallShared {
     unsigned best[3][kMaxClasses];
 };
 
-// Parents take 4 bytes a pixel and classes 1: 91 x 161 needs 73 KB, and 99 KB (sm_86, sm_89, sm_120) hold 20,000 pixels.
-// That is why areas and slots have no arrays of their own. Once every pixel points straight at its root, a root's entry
-// is free for the root's own data: ~area, then kSelected + slot. Roots are told apart by being negative.
+// Parents take 4 bytes a pixel and classes 1: 91 x 161 needs 73 KB, and 99 KB (sm_86, sm_89, sm_120) hold 20,000
+// pixels. That is why areas and slots have no arrays of their own. Once every pixel points straight at its root, a
+// root's entry is free for the root's own data: ~area, then kSelected + slot. Roots are told apart by being negative.
 constexpr int32_t kSelected = INT32_MIN;
 __device__ __forceinline__ bool is_selected(int32_t entry) { return entry < kSelected + kSmallSlots; }
 
@@ -27,7 +27,7 @@ int64_t small_bytes(int64_t pixels) { return pixels * 5; }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-regions_small_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, MapPitch pitch) {
+    regions_small_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, MapPitch pitch) {
     SIMFAST_SHARED(SmallShared, shared);
     SIMFAST_DYNAMIC_SHARED(dynamic);
     const int64_t b = blockIdx.x;
@@ -62,7 +62,7 @@ regions_small_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, 
     }
     __syncthreads();  // every root holds area 0 before anybody adds to it
     const auto root_of = [&](int p) {
-        const int32_t entry = *const_cast<const volatile int32_t*>(parent + p);  // a root's entry may be changing
+        const int32_t entry = load_volatile(parent + p);  // a root's entry may be changing
         return entry < 0 ? p : entry;
     };
     for (int chunk = threadIdx.x - lane; chunk < size; chunk += kThreads) {
@@ -90,7 +90,7 @@ regions_small_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, 
             const int p = threadIdx.x + (__ffs(rest) - 1) * kThreads;
             unsigned* of_class = best + classes[p] - a.num_stuff;
             // Reading first keeps most roots of a noisy map away from the one address.
-            if (key_of(p) > *const_cast<const volatile unsigned*>(of_class)) atomicMax(of_class, key_of(p));
+            if (key_of(p) > load_volatile(of_class)) atomicMax(of_class, key_of(p));
         }
         if (!__syncthreads_or(roots != 0)) break;
         for (unsigned rest = roots; rest; rest &= rest - 1) {
@@ -121,6 +121,7 @@ regions_small_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, 
 
 template <typename T>
 const char* run_small(const RegionsArgs& a, cudaStream_t stream) {
+    if (a.B > kMaxGrid) return "find_regions: the batch has too many images for one launch";
     const int bytes = static_cast<int>(small_bytes(a.H * a.W));
     const auto kernel = regions_small_kernel<T>;
     const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

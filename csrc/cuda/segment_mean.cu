@@ -1,12 +1,13 @@
 // segment_mean on CUDA: see kernels.h for the contract; the backward pass is in segment_mean_backward.cu.
 //
-// Two launches. `sum` reads the map once. A lane is a channel, and a warp walks along pixels: whether the segment changes is
-// then the same question for all 32 lanes, a run of pixels adds up in a register, and only at its end does the sum move to
-// the warp's own table [segment][lane] in shared memory, without a bank conflict or an atomic. `divide` adds the partial
-// sums of the pixel splits in order.
+// Two launches. `sum` reads the map once. A lane is a channel, and a warp walks along pixels: whether the segment
+// changes is then the same question for all 32 lanes, a run of pixels adds up in a register, and only at its end does
+// the sum move to the warp's own table [segment][lane] in shared memory, without a bank conflict or an atomic. `divide`
+// adds the partial sums of the pixel splits in order.
 //
-// The order of additions: pixels of a run from left to right, runs of a part in raster order, the four parts of a split,
-// the splits. Parts depend on sizes alone, so the bits do too: not on the batch, the layout, the address or the device.
+// The order of additions: pixels of a run from left to right, runs of a part in raster order, the four parts of a
+// split, the splits. Parts depend on sizes alone, so the bits do too: not on the batch, the layout, the address or the
+// device.
 #include <algorithm>
 
 #include "device.cuh"
@@ -16,9 +17,9 @@ namespace simfast {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32, kDivideThreads = 256;
-constexpr int kRowBytes = 128, kRowChunks = kRowBytes / 16;   // of a channel's pixels that a warp stages at a time
-constexpr int kStageBytes = 32 * kRowBytes;                   // for each warp
-constexpr int64_t kAimedBlocks = 256;                         // about two for each multiprocessor of a large GPU
+constexpr int kRowBytes = 128, kRowChunks = kRowBytes / 16;  // of a channel's pixels that a warp stages at a time
+constexpr int kStageBytes = 32 * kRowBytes;                  // for each warp
+constexpr int64_t kAimedBlocks = 256;                        // about two for each multiprocessor of a large GPU
 constexpr int64_t kLeastPartPixels = 64;
 
 // How the work is cut. What decides the order of additions comes from C, H * W and S alone.
@@ -50,8 +51,9 @@ MeanPlan plan_of(const SegmentMeanArgs& a) {
     return plan;
 }
 
-// Partial sums lie as the blocks make them, [B, splits, groups, S, 32]: a warp stores 128 bytes in a row. As [..., C] the
-// 32 channels of a group would be up to 8 apart, and every 4 bytes would cost the second-level cache a 32-byte sector.
+// Partial sums lie as the blocks make them, [B, splits, groups, S, 32]: a warp stores 128 bytes in a row. As [..., C]
+// the 32 channels of a group would be up to 8 apart, and every 4 bytes would cost the second-level cache a 32-byte
+// sector.
 struct MeanWorkspace {
     float* sums;
     int32_t* counts;  // [B, splits, S]
@@ -73,8 +75,8 @@ struct RunningSum {
         if (segment >= 0) table[segment * 32] += sum;
         sum = 0.0f;
     }
-    // Adds N pixels, the values of which value(j) gives. Bit j of `changed`: pixel j starts a run, whose segment is that of
-    // lane from + j. All of it is the same in the whole warp but the values.
+    // Adds N pixels, the values of which value(j) gives. Bit j of `changed`: pixel j starts a run, whose segment is
+    // that of lane from + j. All of it is the same in the whole warp but the values.
     template <int N, typename Value>
     __device__ __forceinline__ void add(unsigned changed, int32_t lane_segment, int from, const Value& value) {
         if ((changed & ((1u << N) - 1)) == 0) {
@@ -97,7 +99,7 @@ struct RunningSum {
 struct SegmentReader {
     SegmentMap map;
     int64_t b;
-    int32_t begin, end;          // pixels of this warp's part
+    int32_t begin, end;  // pixels of this warp's part
     int32_t first_of_window, window;
 
     // -1 outside the part and outside the window.
@@ -132,8 +134,9 @@ struct PlaneStage {
     int32_t first_channel, class_stride, channels, pixels, shift, end;  // end: chunk after the part's last
     uint4 held[kRowChunks];
 
-    // Chunk k of a plane is pixels [k * kPerChunk - shift, ...): 16 aligned bytes. Eight lanes take the 128 bytes of a row,
-    // so that an instruction reads four whole lines; eight instructions are in flight before the first is waited for.
+    // Chunk k of a plane is pixels [k * kPerChunk - shift, ...): 16 aligned bytes. Eight lanes take the 128 bytes of a
+    // row, so that an instruction reads four whole lines; eight instructions are in flight before the first is waited
+    // for.
     __device__ __forceinline__ void load(int32_t chunk) {
         const int lane = threadIdx.x % 32;
         chunk += lane % kRowChunks;
@@ -145,8 +148,8 @@ struct PlaneStage {
             if (c < channels && chunk < end) held[i] = load_chunk(image + c * stride_c, p, pixels);
         }
     }
-    // Both directions are free of bank conflicts: a row is all 32 banks once, and 8 lanes touch 8 different chunk places,
-    // of one row when storing, of 8 rows with 8 different values of r % 8 when reading.
+    // Both directions are free of bank conflicts: a row is all 32 banks once, and 8 lanes touch 8 different chunk
+    // places, of one row when storing, of 8 rows with 8 different values of r % 8 when reading.
     __device__ __forceinline__ void store() const {
         const int lane = threadIdx.x % 32, chunk = lane % kRowChunks;
 #pragma unroll
@@ -161,19 +164,21 @@ struct PlaneStage {
     }
 };
 
-// Planes: 16-byte chunks of one channel's pixels. A plane of odd size starts anywhere in a chunk, but planes class_stride
-// apart start at the same place, which is why a group takes those: their chunks then hold the same pixels.
+// Planes: 16-byte chunks of one channel's pixels. A plane of odd size starts anywhere in a chunk, but planes
+// class_stride apart start at the same place, which is why a group takes those: their chunks then hold the same pixels.
 template <typename Value>
-__device__ __forceinline__ void sum_planes(const SegmentMeanArgs& a, const MeanPlan& plan, const SegmentReader& segments,
-                                           int32_t group, uint4* rows, RunningSum& running, int32_t* counts) {
+__device__ __forceinline__ void sum_planes(const SegmentMeanArgs& a, const MeanPlan& plan,
+                                           const SegmentReader& segments, int32_t group, uint4* rows,
+                                           RunningSum& running, int32_t* counts) {
     constexpr int kPerChunk = PlaneStage<Value>::kPerChunk, kHalves = kRowChunks * kPerChunk / 32;
     const int lane = threadIdx.x % 32;
     const int32_t first_channel = group / plan.class_stride * 32 * plan.class_stride + group % plan.class_stride;
     const Value* image = static_cast<const Value*>(a.features) + segments.b * a.stride_b;
     const int32_t shift = elements_past_16(image + first_channel * a.stride_c);
     const int32_t end = static_cast<int32_t>(ceil_div(int64_t{segments.end} + shift, kPerChunk));
-    PlaneStage<Value> stage{image, rows, a.stride_c, first_channel, plan.class_stride, static_cast<int32_t>(a.C),
-                            plan.pixels, shift, end, {}};
+    PlaneStage<Value> stage{
+        image, rows, a.stride_c, first_channel, plan.class_stride, static_cast<int32_t>(a.C), plan.pixels,
+        shift, end,  {}};
     int32_t next[kHalves], last = -1;
     const auto load = [&](int32_t chunk) {
         stage.load(chunk);
@@ -203,8 +208,8 @@ __device__ __forceinline__ void sum_planes(const SegmentMeanArgs& a, const MeanP
     }
 }
 
-// Pixels: a lane's channel lies beside its neighbours', so that 32 lanes read consecutive elements of any alignment. The
-// next 32 pixels are in flight while these are added.
+// Pixels: a lane's channel lies beside its neighbours', so that 32 lanes read consecutive elements of any alignment.
+// The next 32 pixels are in flight while these are added.
 template <typename Value>
 __device__ __forceinline__ void sum_pixels(const SegmentMeanArgs& a, const SegmentReader& segments, int32_t group,
                                            RunningSum& running, int32_t* counts) {
@@ -236,8 +241,8 @@ __device__ __forceinline__ void sum_pixels(const SegmentMeanArgs& a, const Segme
 
 template <typename Value, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 4)
-segment_mean_sum_kernel(const __grid_constant__ SegmentMeanArgs a, const __grid_constant__ MeanPlan plan, SegmentMap map,
-                        MeanWorkspace workspace) {
+    segment_mean_sum_kernel(const __grid_constant__ SegmentMeanArgs a, const __grid_constant__ MeanPlan plan,
+                            SegmentMap map, MeanWorkspace workspace) {
     SIMFAST_DYNAMIC_SHARED(dynamic);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint4* stage = reinterpret_cast<uint4*>(dynamic);
@@ -255,8 +260,11 @@ segment_mean_sum_kernel(const __grid_constant__ SegmentMeanArgs a, const __grid_
     for (int i = threadIdx.x; i < window; i += kThreads) counts[i] = 0;
     __syncthreads();
     const int64_t begin = (int64_t{split} * kWarps + warp) * plan.part_pixels;
-    const SegmentReader segments{map, b, static_cast<int32_t>(min(begin, int64_t{plan.pixels})),
-                                 static_cast<int32_t>(min(begin + plan.part_pixels, int64_t{plan.pixels})), first_segment,
+    const SegmentReader segments{map,
+                                 b,
+                                 static_cast<int32_t>(min(begin, int64_t{plan.pixels})),
+                                 static_cast<int32_t>(min(begin + plan.part_pixels, int64_t{plan.pixels})),
+                                 first_segment,
                                  window};
     RunningSum running{tables + (warp * plan.window) * 32 + lane, -1, 0.0f};
     int32_t* counted = group == 0 ? counts : nullptr;  // once is enough
@@ -284,8 +292,8 @@ segment_mean_sum_kernel(const __grid_constant__ SegmentMeanArgs a, const __grid_
 
 // A block per image and segment.
 __global__ void __launch_bounds__(kDivideThreads)
-segment_mean_divide_kernel(const __grid_constant__ SegmentMeanArgs a, const __grid_constant__ MeanPlan plan,
-                           MeanWorkspace workspace) {
+    segment_mean_divide_kernel(const __grid_constant__ SegmentMeanArgs a, const __grid_constant__ MeanPlan plan,
+                               MeanWorkspace workspace) {
     const int64_t S = a.num_segments, b = blockIdx.x / S, s = blockIdx.x % S;
     int32_t count = 0;
     for (int32_t split = 0; split < plan.splits; ++split) count += workspace.counts[(b * plan.splits + split) * S + s];
@@ -310,13 +318,15 @@ const char* run(const SegmentMeanArgs& a, const MeanPlan& plan, cudaStream_t str
     const MeanWorkspace workspace(a.workspace, a, plan);
     const auto kernel = segment_mean_sum_kernel<Value, kStaged>;
     const int64_t blocks = a.B * plan.groups * plan.splits * plan.windows;
-    if (blocks > kMaxGrid || a.B * a.num_segments > kMaxGrid) return "segment_mean: the batch is too large for one launch";
-    const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            static_cast<int>(plan.shared_bytes));
+    if (blocks > kMaxGrid || a.B * a.num_segments > kMaxGrid)
+        return "segment_mean: the batch is too large for one launch";
+    const auto error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
     if (error != cudaSuccess) return error_text(error);
-    SIMFAST_LAUNCH(kernel, grid_of(blocks), kThreads, plan.shared_bytes, stream, a, plan, SegmentMap(a.segments, a.H, a.W),
+    SIMFAST_LAUNCH(kernel, grid_of(blocks), kThreads, plan.shared_bytes, stream, a, plan,
+                   SegmentMap(a.segments, a.H, a.W), workspace);
+    SIMFAST_LAUNCH(segment_mean_divide_kernel, grid_of(a.B * a.num_segments), kDivideThreads, 0, stream, a, plan,
                    workspace);
-    SIMFAST_LAUNCH(segment_mean_divide_kernel, grid_of(a.B * a.num_segments), kDivideThreads, 0, stream, a, plan, workspace);
     return launch_error();
 }
 
@@ -324,7 +334,8 @@ const char* run(const SegmentMeanArgs& a, const MeanPlan& plan, cudaStream_t str
 
 int64_t segment_mean_workspace_cuda(const SegmentMeanArgs& a) {
     const MeanPlan plan = plan_of(a);
-    return MeanWorkspace::sums_of(a, plan) * int64_t{sizeof(float)} + a.B * plan.splits * a.num_segments * int64_t{sizeof(int32_t)};
+    return MeanWorkspace::sums_of(a, plan) * int64_t{sizeof(float)} +
+           a.B * plan.splits * a.num_segments * int64_t{sizeof(int32_t)};
 }
 
 const char* segment_mean_cuda(const SegmentMeanArgs& a, void* stream_pointer) {

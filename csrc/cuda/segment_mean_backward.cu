@@ -8,11 +8,11 @@ namespace simfast {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChannels = 16;                    // of a block, where the layout is planes
-constexpr int kTablePitch = kChannels + 4;       // floats: rows 20 words apart put 8 neighbouring segments on 32 banks
-constexpr int64_t kTableBytes = 48 * 1024;       // beyond it, gradients are read where they lie
+constexpr int kChannels = 16;               // of a block, where the layout is planes
+constexpr int kTablePitch = kChannels + 4;  // floats: rows 20 words apart put 8 neighbouring segments on 32 banks
+constexpr int64_t kTableBytes = 48 * 1024;  // beyond it, gradients are read where they lie
 constexpr int64_t kAimedBlocks = 256;
-constexpr int kPixelRun = 32;                    // pixels of a warp, where the layout is pixels
+constexpr int kPixelRun = 32;  // pixels of a warp, where the layout is pixels
 
 struct BackwardPlan {
     int32_t pixels, class_stride, groups, blocks;  // blocks: for each group of channels
@@ -33,12 +33,14 @@ __device__ __forceinline__ float4 four_channels(const float* table, int32_t row,
     return *reinterpret_cast<const float4*>(table + row * kTablePitch + quarter * 4);
 }
 
-// Planes. A group is 16 channels class_stride apart, whose planes start at the same place within 16 bytes: a thread takes
-// the segments of one 16-byte chunk of pixels into registers and serves all 16 channels with them. The quotients stand in
-// a table [segment][channel] in shared memory, its last row the zeros of pixels without a segment.
+// Planes. A group is 16 channels class_stride apart, whose planes start at the same place within 16 bytes: a thread
+// takes the segments of one 16-byte chunk of pixels into registers and serves all 16 channels with them. The quotients
+// stand in a table [segment][channel] in shared memory, its last row the zeros of pixels without a segment. The bound
+// on blocks tells the compiler that 128 registers are fine: left alone it spills a few to save some.
 template <typename Value, bool kInShared>
-__global__ void __launch_bounds__(kThreads)
-segment_mean_backward_planes_kernel(const __grid_constant__ SegmentMeanBackwardArgs a, BackwardPlan plan, SegmentMap map) {
+__global__ void __launch_bounds__(kThreads, 2)
+    segment_mean_backward_planes_kernel(const __grid_constant__ SegmentMeanBackwardArgs a, BackwardPlan plan,
+                                        SegmentMap map) {
     SIMFAST_DYNAMIC_SHARED(dynamic);
     constexpr int kPerChunk = 16 / sizeof(Value);
     float* table = reinterpret_cast<float*>(dynamic);
@@ -110,7 +112,8 @@ segment_mean_backward_planes_kernel(const __grid_constant__ SegmentMeanBackwardA
 // changes, which is the same for the whole warp. kPerLane is 16 bytes' worth, or 1 where channels are not so aligned.
 template <typename Value, int kPerLane>
 __global__ void __launch_bounds__(kThreads)
-segment_mean_backward_pixels_kernel(const __grid_constant__ SegmentMeanBackwardArgs a, BackwardPlan plan, SegmentMap map) {
+    segment_mean_backward_pixels_kernel(const __grid_constant__ SegmentMeanBackwardArgs a, BackwardPlan plan,
+                                        SegmentMap map) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     unsigned place = blockIdx.x;
     const int32_t group = place % plan.groups, block = (place /= plan.groups) % plan.blocks;
@@ -162,7 +165,8 @@ const char* run_planes(const SegmentMeanBackwardArgs& a, cudaStream_t stream) {
     const bool in_shared = table <= kTableBytes;
     const auto kernel = in_shared ? segment_mean_backward_planes_kernel<Value, true>
                                   : segment_mean_backward_planes_kernel<Value, false>;
-    SIMFAST_LAUNCH(kernel, grid_of(grid), kThreads, in_shared ? table : 0, stream, a, plan, SegmentMap(a.segments, a.H, a.W));
+    SIMFAST_LAUNCH(kernel, grid_of(grid), kThreads, in_shared ? table : 0, stream, a, plan,
+                   SegmentMap(a.segments, a.H, a.W));
     return launch_error();
 }
 
@@ -170,15 +174,16 @@ template <typename Value>
 const char* run_pixels(const SegmentMeanBackwardArgs& a, cudaStream_t stream) {
     constexpr int kWide = 16 / sizeof(Value);
     const auto on_16_bytes = [](int64_t elements) { return elements * sizeof(Value) % 16 == 0; };
-    const bool wide = reinterpret_cast<uintptr_t>(a.grad_features) % 16 == 0 && a.C % kWide == 0 && on_16_bytes(a.stride_b) &&
-                      on_16_bytes(a.stride_p);
+    const bool wide = reinterpret_cast<uintptr_t>(a.grad_features) % 16 == 0 && a.C % kWide == 0 &&
+                      on_16_bytes(a.stride_b) && on_16_bytes(a.stride_p);
     BackwardPlan plan{};
     plan.pixels = static_cast<int32_t>(a.H * a.W);
     plan.groups = static_cast<int32_t>(ceil_div(a.C, 32 * (wide ? kWide : 1)));
     plan.blocks = static_cast<int32_t>(ceil_div(plan.pixels, kPixelRun * (kThreads / 32)));
     const int64_t grid = a.B * plan.groups * plan.blocks;
     if (grid > kMaxGrid) return "segment_mean: the batch is too large for one launch";
-    const auto kernel = wide ? segment_mean_backward_pixels_kernel<Value, kWide> : segment_mean_backward_pixels_kernel<Value, 1>;
+    const auto kernel =
+        wide ? segment_mean_backward_pixels_kernel<Value, kWide> : segment_mean_backward_pixels_kernel<Value, 1>;
     SIMFAST_LAUNCH(kernel, grid_of(grid), kThreads, 0, stream, a, plan, SegmentMap(a.segments, a.H, a.W));
     return launch_error();
 }

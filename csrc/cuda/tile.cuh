@@ -1,8 +1,8 @@
 // The labelling engine of both region ops: a tile of pixels in shared memory, and the seams between tiles.
 //
-// Runs of equal labels come from a warp's ballot on the pixels that equal their left neighbour, so that within 32 pixels
-// every pixel starts out as a child of its run's first pixel and no union is spent along rows. Unions between rows are
-// needed where a run meets another, a few per run: their number follows the region borders, not the pixels.
+// Runs of equal labels come from a warp's ballot on the pixels that equal their left neighbour, so that within 32
+// pixels every pixel starts out as a child of its run's first pixel and no union is spent along rows. Unions between
+// rows are needed where a run meets another, a few per run: their number follows the region borders, not the pixels.
 #pragma once
 
 #include "device.cuh"
@@ -19,7 +19,8 @@ struct TilePitch {
 };
 
 // The same for a whole map of up to 32,768 pixels. p / pixels without a division: with m = ceil(2^31 / pixels), the
-// product p * m exceeds the true quotient by less than p * pixels / 2^31 < 1 / pixels. 2p keeps it to one multiply-high.
+// product p * m exceeds the true quotient by less than p * pixels / 2^31 < 1 / pixels. 2p keeps it to one
+// multiply-high.
 struct MapPitch {
     int pixels;
     unsigned magic;
@@ -28,9 +29,9 @@ struct MapPitch {
     __device__ __forceinline__ int row(int p) const { return __umulhi(2u * p, magic); }
 };
 
-// Labels `rows` x `columns` pixels whose rows lie pitch.pixels apart, by a block of kThreads threads. labels[p] is read;
-// active(label) says whether such pixels form components. On return, after a barrier, parent[p] of an active pixel is
-// the first pixel, in raster order, of its component in the tile.
+// Labels `rows` x `columns` pixels whose rows lie pitch.pixels apart, by a block of kThreads threads. labels[p] is
+// read; active(label) says whether such pixels form components. On return, after a barrier, parent[p] of an active
+// pixel is the first pixel, in raster order, of its component in the tile.
 template <int kThreads, typename Label, typename Pitch, typename Active>
 __device__ __forceinline__ void label_tile(const Label* labels, int32_t* parent, int rows, int columns, Pitch pitch,
                                            bool diagonal, const Active& active) {
@@ -67,14 +68,17 @@ __device__ __forceinline__ void label_tile(const Label* labels, int32_t* parent,
     __syncthreads();
 }
 
-// How an image of H x W is cut into tiles, and its bitmap of roots: 32 columns a word, rows padded to whole words, so that
-// a warp owns the words it writes and the words of an image stand in raster order.
+// How an image of H x W is cut into tiles, and its bitmap of roots: 32 columns a word, rows padded to whole words, so
+// that a warp owns the words it writes and the words of an image stand in raster order.
 struct Tiling {
     int32_t H, W, tiles_y, tiles_x, words;
 
     Tiling(int64_t H, int64_t W)
-        : H(static_cast<int32_t>(H)), W(static_cast<int32_t>(W)), tiles_y(static_cast<int32_t>(ceil_div(H, kTile))),
-          tiles_x(static_cast<int32_t>(ceil_div(W, kTile))), words(static_cast<int32_t>(ceil_div(W, 32))) {}
+        : H(static_cast<int32_t>(H)),
+          W(static_cast<int32_t>(W)),
+          tiles_y(static_cast<int32_t>(ceil_div(H, kTile))),
+          tiles_x(static_cast<int32_t>(ceil_div(W, kTile))),
+          words(static_cast<int32_t>(ceil_div(W, 32))) {}
     // All of one image, so below H * W < 2^31: 32-bit divisions, which cost a tenth of 64-bit ones.
     SIMFAST_HD int32_t pixels() const { return H * W; }
     SIMFAST_HD int32_t tiles() const { return tiles_y * tiles_x; }
@@ -82,8 +86,8 @@ struct Tiling {
     SIMFAST_HD int32_t seam_pixels() const { return (tiles_y - 1) * W + (tiles_x - 1) * H; }
 };
 
-// Which image a block works on, and which of the image's `each` blocks it is: images follow one another along the grid's
-// x, the only direction with room for large batches.
+// Which image a block works on, and which of the image's `each` blocks it is: images follow one another along the
+// grid's x, the only direction with room for large batches.
 struct BlockPlace {
     int64_t b;
     int32_t index;
@@ -92,12 +96,12 @@ __device__ __forceinline__ BlockPlace block_place(int32_t each) {
     return {blockIdx.x / static_cast<unsigned>(each), static_cast<int32_t>(blockIdx.x % static_cast<unsigned>(each))};
 }
 
-// Unites pixel `item` of the seams of image b with its neighbours across the seam. First come the rows above which a tile
-// ends, then the columns; lost(root) is called for every root that ceased to be one.
+// Unites pixel `item` of the seams of image b with its neighbours across the seam. First come the rows above which a
+// tile ends, then the columns; lost(root) is called for every root that ceased to be one.
 template <typename T, typename Active, typename Lost>
-__device__ __forceinline__ void unite_across_seam(const TypedMap<T>& labels, const Tiling& tiling, const LinkNodes& nodes,
-                                                  int64_t b, int32_t item, bool diagonal, const Active& active,
-                                                  const Lost& lost) {
+__device__ __forceinline__ void unite_across_seam(const TypedMap<T>& labels, const Tiling& tiling,
+                                                  const LinkNodes& nodes, int64_t b, int32_t item, bool diagonal,
+                                                  const Active& active, const Lost& lost) {
     const int32_t in_rows = (tiling.tiles_y - 1) * tiling.W;
     const bool in_row = item < in_rows;
     const int32_t length = in_row ? tiling.W : tiling.H, rest = in_row ? item : item - in_rows;
@@ -124,7 +128,8 @@ __device__ __forceinline__ void unite_across_seam(const TypedMap<T>& labels, con
     }
     if (!diagonal) return;
     if (along > 0 && diagonal_links(false, before, at(1, along - 1) == label)) join(along - 1);
-    if (along + 1 < length && diagonal_links(false, at(0, along + 1) == label, at(1, along + 1) == label)) join(along + 1);
+    if (along + 1 < length && diagonal_links(false, at(0, along + 1) == label, at(1, along + 1) == label))
+        join(along + 1);
 }
 
 }  // namespace simfast

@@ -15,9 +15,15 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 
-struct alignas(8) uint2 { uint32_t x, y; };
-struct alignas(16) uint4 { uint32_t x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -27,7 +33,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 #define gridDim (host_cuda::machine.grid)
 
 #define SIMFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    host_cuda::launch(grid, block, shared_bytes, stream, [=] { kernel(__VA_ARGS__); })
+    host_cuda::launch(grid, block, shared_bytes, stream, [&] { kernel(__VA_ARGS__); })
 #define SIMFAST_SHARED(Type, name) Type& name = *static_cast<Type*>(host_cuda::static_shared(sizeof(Type)))
 #define SIMFAST_DYNAMIC_SHARED(name) unsigned char* name = host_cuda::dynamic_shared()
 
@@ -39,7 +45,8 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 #define __any_sync(m, p) (__ballot_sync(m, p) != 0)
 #define __all_sync(m, p) (__ballot_sync(m, p) == (m))
 #define __shfl_sync(m, v, from) host_cuda::shuffle(m, v, from, true, __LINE__)
-#define __shfl_up_sync(m, v, by) host_cuda::shuffle(m, v, host_cuda::lane() - (by), host_cuda::lane() >= unsigned(by), __LINE__)
+#define __shfl_up_sync(m, v, by) \
+    host_cuda::shuffle(m, v, host_cuda::lane() - (by), host_cuda::lane() >= unsigned(by), __LINE__)
 #define __shfl_down_sync(m, v, by) \
     host_cuda::shuffle(m, v, host_cuda::lane() + (by), host_cuda::lane() + (by) < 32, __LINE__)
 #define __shfl_xor_sync(m, v, by) host_cuda::shuffle(m, v, host_cuda::lane() ^ (by), true, __LINE__)
@@ -51,11 +58,24 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t{a} 
 inline void __threadfence() {}
 
 template <typename T>
-T __ldg(const T* p) { return *p; }
+T __ldg(const T* p) {
+    return *p;
+}
 template <typename T>
-T __ldcs(const T* p) { return *p; }
+T __ldcs(const T* p) {
+    return *p;
+}
+// Giving way after the load: what it read may be stale by the time it is used.
 template <typename T>
-T __ldcg(const T* p) { host_cuda::maybe_give_way(); return *p; }
+T __ldcg(const T* p) {
+    const T v = *p;
+    host_cuda::maybe_give_way();
+    return v;
+}
+template <typename T>
+T load_volatile(const T* p) {
+    return __ldcg(p);
+}
 template <typename T, typename F>
 T host_atomic(T* p, F change) {
     host_cuda::maybe_give_way();
@@ -63,12 +83,30 @@ T host_atomic(T* p, F change) {
     *p = change(before);
     return before;
 }
-template <typename T> T atomicAdd(T* p, T v) { return host_atomic(p, [=](T x) { return T(x + v); }); }
-template <typename T> T atomicSub(T* p, T v) { return host_atomic(p, [=](T x) { return T(x - v); }); }
-template <typename T> T atomicMin(T* p, T v) { return host_atomic(p, [=](T x) { return v < x ? v : x; }); }
-template <typename T> T atomicMax(T* p, T v) { return host_atomic(p, [=](T x) { return v > x ? v : x; }); }
-template <typename T> T atomicAnd(T* p, T v) { return host_atomic(p, [=](T x) { return T(x & v); }); }
-template <typename T> T atomicOr(T* p, T v) { return host_atomic(p, [=](T x) { return T(x | v); }); }
+template <typename T>
+T atomicAdd(T* p, T v) {
+    return host_atomic(p, [=](T x) { return T(x + v); });
+}
+template <typename T>
+T atomicSub(T* p, T v) {
+    return host_atomic(p, [=](T x) { return T(x - v); });
+}
+template <typename T>
+T atomicMin(T* p, T v) {
+    return host_atomic(p, [=](T x) { return v < x ? v : x; });
+}
+template <typename T>
+T atomicMax(T* p, T v) {
+    return host_atomic(p, [=](T x) { return v > x ? v : x; });
+}
+template <typename T>
+T atomicAnd(T* p, T v) {
+    return host_atomic(p, [=](T x) { return T(x & v); });
+}
+template <typename T>
+T atomicOr(T* p, T v) {
+    return host_atomic(p, [=](T x) { return T(x | v); });
+}
 
 // The runtime calls that the launchers make.
 using cudaStream_t = void*;
@@ -77,7 +115,10 @@ enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
-inline cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
     *value = host_cuda::max_shared_bytes;
     return cudaSuccess;
@@ -92,9 +133,17 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_
 }
 
 // 16-bit floats, rounding to nearest even, as cuda_fp16.h and cuda_bf16.h do.
-struct __half { uint16_t bits; };
-struct __nv_bfloat16 { uint16_t bits; };
-inline float host_float(uint32_t bits) { float f; std::memcpy(&f, &bits, 4); return f; }
+struct __half {
+    uint16_t bits;
+};
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+inline float host_float(uint32_t bits) {
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
 inline float __bfloat162float(__nv_bfloat16 v) { return host_float(uint32_t{v.bits} << 16); }
 inline __nv_bfloat16 __float2bfloat16_rn(float f) {
     const uint32_t b = uint32_t(host_cuda::to_bits(f));
@@ -104,8 +153,9 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
 inline float __half2float(__half v) {
     const uint32_t sign = uint32_t(v.bits & 0x8000) << 16, magnitude = v.bits & 0x7FFF;
     if (magnitude >= 0x7C00) return host_float(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
-    return host_float(sign | uint32_t(host_cuda::to_bits(std::ldexp(float(magnitude & 0x3FF) + (magnitude >> 10 ? 1024.f : 0.f),
-                                                                    int(magnitude >> 10 ? magnitude >> 10 : 1) - 25))));
+    return host_float(
+        sign | uint32_t(host_cuda::to_bits(std::ldexp(float(magnitude & 0x3FF) + (magnitude >> 10 ? 1024.f : 0.f),
+                                                      int(magnitude >> 10 ? magnitude >> 10 : 1) - 25))));
 }
 inline __half __float2half_rn(float f) {
     const uint16_t sign = std::signbit(f) ? 0x8000 : 0;

@@ -1,10 +1,11 @@
 // A CUDA device of one multiprocessor, on the CPU.
 //
 // Every thread of a block is a fibre that gives way at barriers, at warp collectives and, at random, at atomics and at
-// loads marked coherent. Several blocks are resident at once and take turns; block order, thread order and the points of
-// giving way follow from one seed (seed 0: plain order). It reports what hardware would hide or hang on: a barrier that
-// part of a block never reaches or reaches at another line, a lane missing from its own mask, a store past the end of the
-// shared memory. Shared memory starts as poison in every block. What it cannot show: speed, weak memory order.
+// loads marked coherent. Several blocks are resident at once and take turns, and warps differ in
+// speed. Block order, thread order, speeds and the points of giving way follow from one seed (seed 0: plain order). It
+// reports what hardware would hide or hang on: a barrier that part of a block never reaches or reaches at another line,
+// a lane missing from its own mask, a store past the end of the shared memory. Shared memory starts as poison in every
+// block. What it cannot show: speed, weak memory order.
 #pragma once
 
 #include <setjmp.h>
@@ -36,12 +37,18 @@ inline uint64_t launches = 0, switches = 0;
 constexpr size_t kStackBytes = 64 * 1024, kRedZone = 256, kStaticBytes = 48 * 1024;
 constexpr unsigned char kPoison = 0xCB;
 
-struct Collective {  // of the lanes of one mask; two generations, as a fast lane may start the next before all have read
+struct Collective {  // of the lanes of one mask; two generations, as a fast lane may start the next before all have
+                     // read
     unsigned mask = 0, arrived = 0, predicate[2] = {};
     int line = 0;
     uint64_t generation = 0, value[2][32] = {};
 };
-struct Warp { std::vector<std::unique_ptr<Collective>> collectives; };
+struct Warp {
+    std::vector<std::unique_ptr<Collective>> collectives;
+    unsigned speed =
+        16;  // of 16 rounds, how many it takes part in: a slow warp falls behind unless a barrier holds the rest
+    bool runs = true;
+};
 
 struct Block;
 struct Fibre {
@@ -97,7 +104,7 @@ inline void wait_for(const uint64_t& generation, uint64_t past) {
 }
 // Where another thread's access may fall between two of ours.
 inline void maybe_give_way() {
-    if (seed && machine.random() % 16 == 0) give_way();
+    if (seed && machine.random() % 32 == 0) give_way();
 }
 
 inline void release_barrier(Block& block) {
@@ -112,8 +119,10 @@ inline int barrier(int line, bool vote) {
     if (!block.at_barrier) votes = 0;
     block.barrier_line = line;
     votes += vote;
-    if (++block.at_barrier == block.alive) release_barrier(block);
-    else wait_for(block.barrier_generation, generation);
+    if (++block.at_barrier == block.alive)
+        release_barrier(block);
+    else
+        wait_for(block.barrier_generation, generation);
     return votes;
 }
 
@@ -211,15 +220,18 @@ inline void start(Block& block, unsigned linear, size_t dynamic_bytes) {
         f.block = &block;
         block.order[i] = i;
     }
-    if (seed) std::shuffle(block.order.begin(), block.order.end(), machine.random);
+    if (!seed) return;
+    std::shuffle(block.order.begin(), block.order.end(), machine.random);
+    for (Warp& warp : block.warps) warp.speed = 16u >> machine.random() % 4;
 }
 
-// Runs every thread of the block that can run, once. Returns how many could.
-inline unsigned run_round(Block& block) {
+// Runs every thread that can run, once, of all warps or of those whose turn it is. Returns how many could.
+inline unsigned run_round(Block& block, bool all) {
     unsigned ran = 0;
+    for (Warp& warp : block.warps) warp.runs = all || machine.random() % 16 < warp.speed;
     for (const unsigned i : block.order) {
         Fibre& f = block.fibres[i];
-        if (f.done || (f.waits_on && *f.waits_on <= f.waits_past)) continue;
+        if (f.done || !block.warps[i / 32].runs || (f.waits_on && *f.waits_on <= f.waits_past)) continue;
         f.waits_on = nullptr;
         ++ran;
         machine.current = &f;
@@ -266,7 +278,7 @@ inline void launch(dim3 grid, dim3 block, size_t dynamic_bytes, void*, const std
         }
         const size_t pick = seed ? machine.random() % running.size() : 0;
         Block& b = *running[pick];
-        if (!run_round(b)) {
+        if (!run_round(b, seed == 0) && !run_round(b, true)) {
             throw std::runtime_error("host_cuda: deadlock, " + std::to_string(b.alive) + " threads of block " +
                                      std::to_string(b.index.x) + " wait at line " + std::to_string(b.barrier_line) +
                                      " or in a warp collective that the others never reach");

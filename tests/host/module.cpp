@@ -52,11 +52,16 @@ struct Output {
 
 LabelMap label_map(const py::array& a) {
     Dtype dtype;
-    if (a.dtype().is(py::dtype::of<uint8_t>())) dtype = Dtype::u8;
-    else if (a.dtype().is(py::dtype::of<int16_t>())) dtype = Dtype::i16;
-    else if (a.dtype().is(py::dtype::of<int32_t>())) dtype = Dtype::i32;
-    else if (a.dtype().is(py::dtype::of<int64_t>())) dtype = Dtype::i64;
-    else throw std::runtime_error("labels of this dtype are not supported");
+    if (a.dtype().is(py::dtype::of<uint8_t>()))
+        dtype = Dtype::u8;
+    else if (a.dtype().is(py::dtype::of<int16_t>()))
+        dtype = Dtype::i16;
+    else if (a.dtype().is(py::dtype::of<int32_t>()))
+        dtype = Dtype::i32;
+    else if (a.dtype().is(py::dtype::of<int64_t>()))
+        dtype = Dtype::i64;
+    else
+        throw std::runtime_error("labels of this dtype are not supported");
     const int64_t size = a.itemsize();
     return {a.data(), dtype, a.strides(0) / size, a.strides(1) / size, a.strides(2) / size};
 }
@@ -164,14 +169,14 @@ PYBIND11_MODULE(simfast_host, m) {
     m.def("regions", &regions);
     m.def("segment_mean", &segment_mean);
     m.def("segment_mean_backward", &segment_mean_backward);
-    m.def("configure", [](unsigned seed, int resident_blocks, int max_shared_bytes) {
-        host_cuda::seed = seed;
-        host_cuda::resident_blocks = resident_blocks;
-        host_cuda::max_shared_bytes = max_shared_bytes;
-    }, py::arg("seed") = 0, py::arg("resident_blocks") = 3, py::arg("max_shared_bytes") = 99 * 1024);
+    m.def(
+        "configure",
+        [](unsigned seed, int resident_blocks, int max_shared_bytes) {
+            host_cuda::seed = seed;
+            host_cuda::resident_blocks = resident_blocks;
+            host_cuda::max_shared_bytes = max_shared_bytes;
+        },
+        py::arg("seed") = 0, py::arg("resident_blocks") = 3, py::arg("max_shared_bytes") = 99 * 1024);
+    m.def("limit_shared_memory", [](int bytes) { host_cuda::max_shared_bytes = bytes; });
     m.def("launches", [] { return host_cuda::launches; });
-    // For the tests of the 16-bit stand-ins themselves.
-    m.def("half_to_float", [](uint16_t bits) { return __half2float(__half{bits}); });
-    m.def("float_to_half", [](float f) { return __float2half_rn(f).bits; });
-    m.def("float_to_bfloat16", [](float f) { return __float2bfloat16_rn(f).bits; });
 }
