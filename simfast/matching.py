@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simfast import ops as fused
 from simfast import reference
 from simfast.bank import RingBank
+from simfast.ops import library
+from simfast.ops.nearest import nearest_l1_ragged
 
 Classify = Callable[[Tensor], Tensor]
 
@@ -17,7 +20,8 @@ Classify = Callable[[Tensor], Tensor]
 class StuffInstanceMatching(nn.Module):
     """Remembers region features of source images, and pulls those of target images towards the nearest remembered one.
 
-    The memory is held in buffers: it is saved, restored and moved with the module. Put into any trainer as
+    The memory is held in buffers: it is saved, restored and moved with the module. On the fused ops neither call reads
+    anything back to the host, so both can be part of a CUDA graph. Put into any trainer as
 
         matching.remember(source_features, correct_labels(source_logits, source_labels))
         stuff_loss, instance_loss = matching(target_features, predicted_labels(target_logits))
@@ -32,7 +36,9 @@ class StuffInstanceMatching(nn.Module):
             source stuff, source instances and target stuff, but not target instances (released code).
         fill_rule: when a class takes part in matching: "any" (paper), from its first remembered vector on, or "full"
             (released code), only after more vectors than it has slots.
-        ops: "reference", or "fused" for the compiled kernels.
+        ops: "fused" (the native ops, which must have been built), "reference" (pure PyTorch), or "auto": fused where
+            they are built. The attribute of that name says which of the two it became.
+        bank_dtype: what is remembered in; see `RingBank` for what bfloat16 does.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -47,7 +53,8 @@ class StuffInstanceMatching(nn.Module):
         max_instances: int = 10,
         gate: Literal["none", "released"] = "none",
         fill_rule: Literal["any", "full"] = "any",
-        ops: Literal["reference", "fused"] = "reference",
+        ops: Literal["auto", "reference", "fused"] = "auto",
+        bank_dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         for name, value, allowed in (("gate", gate, ("none", "released")), ("fill_rule", fill_rule, ("any", "full"))):
@@ -65,16 +72,16 @@ class StuffInstanceMatching(nn.Module):
                 f"StuffInstanceMatching: stuff and things must be distinct class ids, got {stuff}, {things}"
             )
         self.gate, self.fill_rule = gate, fill_rule
-        self.ops = ops
-        _load_ops(ops)  # what was asked for runs, or raises here
-        self.stuff_bank = RingBank(len(self.stuff), stuff_rows, num_features)
-        self.instance_bank = RingBank(len(self.things), stuff_rows * max_instances, num_features)
-        # Per slot of find_regions: its class id, and its class's ring.
-        stuff_ring = torch.arange(len(self.stuff))
-        thing_ring = torch.arange(len(self.things)).repeat_interleave(max_instances)
-        class_id = torch.tensor(self.stuff + [c for c in self.things for _ in range(max_instances)], dtype=torch.int64)
-        self.register_buffer("slot_class", class_id, persistent=False)
-        self.register_buffer("slot_ring", torch.cat([stuff_ring, thing_ring]), persistent=False)
+        self.ops = _resolve(ops)
+        # The rings of the stuff classes, then those of the things: one bank, hence one write and one search a domain.
+        rows = [stuff_rows] * len(self.stuff) + [stuff_rows * max_instances] * len(self.things)
+        self.bank = RingBank(rows, num_features, bank_dtype)
+        # Per slot of find_regions: its ring, and its class id.
+        slots = [1] * len(self.stuff) + [max_instances] * len(self.things)
+        ring = [k for k, count in enumerate(slots) for _ in range(count)]
+        class_id = [(self.stuff + self.things)[k] for k in ring]
+        self.register_buffer("slot_ring", torch.tensor(ring, dtype=torch.int64), persistent=False)
+        self.register_buffer("slot_class", torch.tensor(class_id, dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
     def remember(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> None:
@@ -89,9 +96,7 @@ class StuffInstanceMatching(nn.Module):
         if self.gate == "released":
             present = present & self._accepted(means, classify, self.slot_class)
         rings = torch.where(present, self.slot_ring, -1)
-        split = len(self.stuff)
-        self.stuff_bank.write(means[:, :split].flatten(0, 1), rings[:, :split].flatten())
-        self.instance_bank.write(means[:, split:].flatten(0, 1), rings[:, split:].flatten())
+        self.bank.write(means.flatten(0, 1), rings.flatten())
 
     def forward(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> tuple[Tensor, Tensor]:
         """The stuff loss (Eq. 6) and the instance loss (Eq. 8) of target images.
@@ -107,22 +112,22 @@ class StuffInstanceMatching(nn.Module):
         Returns:
             (stuff loss, instance loss), float32 scalars.
         """
-        images = len(features)
         means, present = self._pool(features, labels)
         split = len(self.stuff)
         if self.gate == "released":
             accepted = self._accepted(means[:, :split], classify, self.slot_class[:split])
             present = torch.cat([present[:, :split] & accepted, present[:, split:]], 1)
         rings = torch.where(present, self.slot_ring, -1)
-        stuff = self._distances(means[:, :split], rings[:, :split], self.stuff_bank)
-        instances = self._distances(means[:, split:], rings[:, split:], self.instance_bank)
-        instances = instances.view(images, len(self.things), self.max_instances)
-        regions = (rings[:, split:] >= 0).view_as(instances).sum(2).clamp(min=1)
-        return stuff.sum() / images, (instances.sum(2) / regions).sum() / images
+        images = features.shape[0]
+        distances = self._distances(means, rings) / (self.num_features * images)
+        stuff, instances = distances.split([split, distances.shape[1] - split], 1)
+        by_class = (images, len(self.things), self.max_instances)
+        regions = present[:, split:].reshape(by_class).sum(2).clamp(min=1)
+        return stuff.sum(), (instances.reshape(by_class).sum(2) / regions).sum()
 
     @property
     def _ops(self) -> ModuleType:
-        return _load_ops(self.ops)
+        return fused if self.ops == "fused" else reference
 
     def _pool(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean features of all slots, float32 [B, S, C], and which slots hold a region, bool [B, S]."""
@@ -133,11 +138,33 @@ class StuffInstanceMatching(nn.Module):
         segments, areas = self._ops.find_regions(labels, self.stuff, self.things, self.max_instances)
         return self._ops.segment_mean(features, segments, areas.shape[1]), areas > 0
 
-    def _distances(self, means: Tensor, rings: Tensor, bank: RingBank) -> Tensor:
-        """L1 distance / C of each vector [B, s, C] from the nearest of its ring; 0 where there is none. [B, s]."""
-        filled = bank.filled(only_full=self.fill_rule == "full")
-        distances, rows = self._ops.nearest_l1(means.flatten(0, 1), rings.flatten(), bank.rows, filled)
-        return torch.where(rows >= 0, distances, 0).view(rings.shape) / self.num_features
+    def _distances(self, means: Tensor, rings: Tensor) -> Tensor:
+        """L1 distance of each vector [B, S, C] from the nearest of its ring, 0 where there is none. [B, S]."""
+        filled = self.bank.filled(only_full=self.fill_rule == "full")
+        if self.ops == "fused":
+            distances, rows = nearest_l1_ragged(
+                means.flatten(0, 1),
+                rings.flatten(),
+                self.bank.storage,
+                self.bank.starts,
+                filled,
+                max(self.bank.num_rows, default=0),
+            )
+        else:
+            distances, rows = self._nearest_by_reference(means, rings, filled)
+        return torch.where(rows >= 0, distances, 0).view(rings.shape)
+
+    def _nearest_by_reference(self, means: Tensor, rings: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
+        """The reference op takes rings of one length: first the stuff, then the things. [B, S] each."""
+        split, found = len(self.stuff), []
+        for slots, first, last in ((slice(split), 0, split), (slice(split, None), split, len(filled))):
+            queries, ring = means[:, slots], rings[:, slots]
+            ring = torch.where(ring >= 0, ring - first, -1)
+            results = reference.nearest_l1(
+                queries.flatten(0, 1), ring.flatten(), self.bank.rows(first, last), filled[first:last]
+            )
+            found.append([x.view(ring.shape) for x in results])
+        return torch.cat([found[0][0], found[1][0]], 1), torch.cat([found[0][1], found[1][1]], 1)
 
     def _accepted(self, means: Tensor, classify: Classify | None, class_ids: Tensor) -> Tensor:
         """Whether the head assigns each vector [B, s, C] to its slot's class, bool [B, s] (released code)."""
@@ -184,11 +211,12 @@ def _shrink(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
 
 
-def _load_ops(name: str) -> ModuleType:
-    if name == "reference":
-        return reference
-    if name == "fused":
-        raise ValueError(
-            'StuffInstanceMatching: ops="fused" needs the compiled kernels, which this build does not have'
-        )
-    raise ValueError(f"StuffInstanceMatching: ops must be 'reference' or 'fused', got {name!r}")
+def _resolve(ops: str) -> str:
+    """The ops to use: what was asked for, or an error; never something else in silence."""
+    if ops not in ("auto", "reference", "fused"):
+        raise ValueError(f"StuffInstanceMatching: ops must be 'auto', 'reference' or 'fused', got {ops!r}")
+    if ops == "fused" and not fused.available():
+        raise ValueError(f'StuffInstanceMatching: ops must be one that is built, got "fused": {library.error}')
+    if ops == "auto":
+        return "fused" if fused.available() else "reference"
+    return ops

@@ -12,6 +12,7 @@ from simfast.bank import RingBank
 from simfast.losses import adversarial_loss, segmentation_loss
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
 
+OPS = ["reference", "fused"]
 STUFF, THINGS = [0, 3], [1, 4, 2]
 WIDTH, ROWS, INSTANCES = 6, 3, 2
 
@@ -67,14 +68,15 @@ def random_step(images, generator):
     return features, labels
 
 
+@pytest.mark.parametrize("ops", OPS)
 @pytest.mark.parametrize("fill_rule", ["any", "full"])
 @pytest.mark.parametrize("gate", ["none", "released"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_matching_equals_the_paper_written_as_loops_over_wrapping_rings(images, gate, fill_rule):
+def test_matching_equals_the_paper_written_as_loops_over_wrapping_rings(images, gate, fill_rule, ops):
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(WIDTH, 5)
     nn.init.normal_(head.weight, generator=generator)
-    matching = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES, gate, fill_rule)
+    matching = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES, gate, fill_rule, ops)
     paper = PaperLoop(gate == "released", fill_rule == "full", head)
     seen = 0.0
     for _ in range(30):  # 30 to 90 candidates for each stuff ring of 3, twice that for each instance ring of 6
@@ -91,13 +93,14 @@ def test_matching_equals_the_paper_written_as_loops_over_wrapping_rings(images, 
         sum(expected).backward()
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
         seen += float(sum(losses).detach())
-    assert matching.instance_bank.written.tolist() == [paper.counter[k] for k in THINGS]
+    assert matching.bank.written.tolist() == [paper.counter[k] for k in STUFF + THINGS]
     assert seen > 0
 
 
-def test_loss_gradient_by_gradcheck():
+@pytest.mark.parametrize("ops", OPS)
+def test_loss_gradient_by_gradcheck(ops):
     generator = torch.Generator().manual_seed(1)
-    matching = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES).double()
+    matching = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES, ops=ops).double()
     matching.remember(*random_step(2, generator))
     features, labels = random_step(2, generator)
     features = features.double()[:, :, :3, :4].requires_grad_()
@@ -105,8 +108,9 @@ def test_loss_gradient_by_gradcheck():
     assert torch.autograd.gradcheck(lambda f: matching(f, labels), features)
 
 
-def test_nothing_remembered_and_nothing_present_give_zero_with_zero_gradient():
-    matching = StuffInstanceMatching(WIDTH, STUFF, THINGS)
+@pytest.mark.parametrize("ops", OPS)
+def test_nothing_remembered_and_nothing_present_give_zero_with_zero_gradient(ops):
+    matching = StuffInstanceMatching(WIDTH, STUFF, THINGS, ops=ops)
     features = torch.randn(1, WIDTH, 4, 4, requires_grad=True)
     for labels in (torch.zeros(1, 4, 4, dtype=torch.int64), torch.full((1, 4, 4), 255)):
         losses = matching(features, labels)
@@ -115,11 +119,12 @@ def test_nothing_remembered_and_nothing_present_give_zero_with_zero_gradient():
     assert not features.grad.any()
 
 
-def test_banks_travel_with_the_module():
+@pytest.mark.parametrize("ops", OPS)
+def test_banks_travel_with_the_module(ops):
     generator = torch.Generator().manual_seed(2)
-    first = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES)
+    first = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES, ops=ops)
     first.remember(*random_step(2, generator))
-    second = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES)
+    second = StuffInstanceMatching(WIDTH, STUFF, THINGS, ROWS, INSTANCES, ops=ops)
     second.load_state_dict(first.state_dict())
     features, labels = random_step(1, generator)
     assert torch.equal(torch.stack(first(features, labels)), torch.stack(second(features, labels)))
@@ -127,13 +132,13 @@ def test_banks_travel_with_the_module():
 
 
 def test_a_write_of_more_vectors_than_slots_keeps_the_last_ones():
-    bank = RingBank(2, 3, 1)
+    bank = RingBank([3, 2, 2], 1)
     bank.write(torch.arange(8.0)[:, None], torch.tensor([0, 0, -1, 0, 1, 0, 0, -1]))
-    assert bank.rows[0].flatten().tolist() == [5, 6, 3]  # vector n of a class sits in slot n mod 3
-    assert bank.rows[1].flatten().tolist() == [4, 0, 0]
-    assert bank.filled().tolist() == [3, 1]
-    assert bank.filled(only_full=True).tolist() == [3, 0]
-    assert bank.written.tolist() == [5, 1]
+    assert bank.rows(0, 1).flatten().tolist() == [5, 6, 3]  # vector n of a class sits in slot n mod 3
+    assert bank.rows(1, 3).tolist() == [[[4], [0]], [[0], [0]]]
+    assert bank.filled().tolist() == [3, 1, 0]
+    assert bank.filled(only_full=True).tolist() == [3, 0, 0]
+    assert bank.written.tolist() == [5, 1, 0]
 
 
 def test_correct_labels_are_the_agreement_of_prediction_and_shrunken_truth():

@@ -1,0 +1,71 @@
+// Rules that the CPU and the CUDA kernels share: the union-find and the neighbour rule. No torch, no CUDA header.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define SIMFAST_HD __host__ __device__ __forceinline__
+#else
+#define SIMFAST_HD inline
+#endif
+
+namespace simfast {
+
+SIMFAST_HD constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Union-find in which the smallest node of a tree is its root, so that a component's root is its first pixel.
+//
+// `Nodes` answers load(n), the parent of n (n itself for a root), and fetch_min(n, value), which lowers the parent of n
+// to min(parent, value) and returns what it was. Parents only ever sink, so a stale load is an older ancestor, never a
+// stranger: that is all that many threads need to climb and unite at once without a lock.
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <typename Nodes>
+SIMFAST_HD int32_t find_root(const Nodes& nodes, int32_t n) {
+    for (int32_t parent = nodes.load(n); parent != n; parent = nodes.load(n)) n = parent;
+    return n;
+}
+
+// Returns the node that ceased to be a root, or -1 if both already had the same root. Over any interleaving each node
+// is returned at most once: only the first fetch_min that lowers a root sees it still pointing to itself.
+template <typename Nodes>
+SIMFAST_HD int32_t unite(const Nodes& nodes, int32_t a, int32_t b) {
+    a = find_root(nodes, a);
+    b = find_root(nodes, b);
+    while (a != b) {
+        const int32_t high = a > b ? a : b, low = a > b ? b : a;
+        const int32_t before = nodes.fetch_min(high, low);
+        if (before == high) return high;
+        // Another thread hung `high` below `before` first. fetch_min kept the smaller of the two links, so the other
+        // one may be lost: joining the two ends restores it.
+        a = find_root(nodes, before);
+        b = low;
+    }
+    return -1;
+}
+
+// A parent kept in the output map itself, beside final values >= -1: the link to node n is -2 - n. Lowering the node
+// raises the entry, so fetch_min becomes a maximum.
+SIMFAST_HD constexpr int32_t link_to(int32_t node) { return -2 - node; }
+SIMFAST_HD constexpr bool is_link(int32_t entry) { return entry <= -2; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The neighbour rule, a row of pixels as bits. `same_up` and `same_left`: the pixel equals the one above, or to its
+// left.
+// ---------------------------------------------------------------------------------------------------------------------
+
+// Pixels to unite with the one straight above: of equal pixels side by side above equal pixels side by side, the first.
+// `carry` is bit 0's left neighbour in same_up: 1 only if that pixel is in the row and its own union is certain.
+template <typename Bits>
+SIMFAST_HD Bits straight_links(Bits same_up, Bits same_left, Bits carry) {
+    return same_up & ~(same_left & ((same_up << 1) | carry));
+}
+
+// With 8 neighbours a diagonal adds something only where the pixel straight above differs and, on that side, the run
+// ends: otherwise the next pixel of the run has the same neighbour straight above it.
+SIMFAST_HD constexpr bool diagonal_links(bool same_up, bool run_goes_on, bool same_diagonal) {
+    return !same_up && !run_goes_on && same_diagonal;
+}
+
+}  // namespace simfast

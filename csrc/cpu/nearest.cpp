@@ -1,0 +1,216 @@
+// nearest_l1 on the CPU: see kernels.h for the contract.
+//
+// Queries are listed by class, so that those of one class share the rows they read; a query without a class is in no
+// list and costs nothing. A tile is kRows rows of one class against all its queries; tiles are dealt out to
+// kNearestShares shares in turn, which are the items of the pass. A distance is summed in an order fixed by D alone:
+// kLanes interleaved sums within kWidth values, then the blocks in turn. So equal rows have equal distances, and no
+// order depends on the split.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "cpu/clones.h"
+#include "cpu/floats.h"
+#include "kernels.h"
+
+namespace simfast {
+namespace {
+
+constexpr int64_t kRows = 16, kQueries = 16;  // of a tile, and of its queries at a time
+constexpr int64_t kWidth = 256;  // values of D at a time: a block of each side stays in the first-level cache
+
+int64_t num_tiles(int64_t rows) { return (rows + kRows - 1) / kRows; }
+
+// The smallest distance of a query within a tile; row -1 where there is none.
+struct Nearest {
+    double distance;
+    int64_t row;
+
+    // NaN counts as smaller than any number, as arg-min has it; rows come in rising order and the first of equals
+    // stays.
+    void take(double other, int64_t other_row) {
+        if (row < 0 || other < distance || (other != other && distance == distance)) *this = {other, other_row};
+    }
+};
+
+// The workspace: where each class's queries begin in `order`, the queries by class, and [N, num_tiles(R)] nearest rows.
+struct Workspace {
+    int64_t *begin, *order;
+    Nearest* nearest;
+
+    static int64_t bytes(const NearestArgs& a) {
+        return (a.K + 1 + a.N) * int64_t{sizeof(int64_t)} + a.N * num_tiles(a.R) * int64_t{sizeof(Nearest)};
+    }
+    explicit Workspace(const NearestArgs& a)
+        : begin(static_cast<int64_t*>(a.workspace)),
+          order(begin + a.K + 1),
+          nearest(reinterpret_cast<Nearest*>(order + a.N)) {}
+};
+
+bool has_class(const NearestArgs& a, int64_t n) { return a.classes[n] >= 0 && a.classes[n] < a.K; }
+
+int64_t first_row(const NearestArgs& a, int64_t k) { return a.starts ? a.starts[k] : k * a.R; }
+
+// No value in `filled` or `starts` leads outside the bank.
+int64_t filled_rows(const NearestArgs& a, int64_t k) {
+    const int64_t start = first_row(a, k);
+    if (start < 0 || start > a.T) return 0;
+    return std::clamp<int64_t>(a.filled[k], 0, std::min(a.R, a.T - start));
+}
+
+template <typename F>
+const typename F::Stored* at(const void* data, int64_t offset) {
+    return static_cast<const typename F::Stored*>(data) + offset;
+}
+
+// `width` values as sums, zeros up to the next full vector: zeros on both sides add nothing.
+template <typename F, typename Sum>
+void pack(const typename F::Stored* from, int64_t stride, int64_t width, int64_t padded, Sum* to) {
+    if (stride == 1) {
+        for (int64_t i = 0; i < width; ++i) to[i] = F::load(from[i]);
+    } else {
+        for (int64_t i = 0; i < width; ++i) to[i] = F::load(from[i * stride]);
+    }
+    std::fill(to + width, to + padded, Sum{0});
+}
+
+// distances[i][j] += sum of |queries[i] - rows[j]| over `width` packed values. 4 queries by 2 rows need 8 accumulators
+// and 6 loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic.
+template <typename F, int kQ>
+void add_distances(const typename F::Sum* queries, const typename F::Sum* rows, int64_t width,
+                   typename F::Sum* distances) {
+    using Sum = typename F::Sum;
+    using Bits = Lanes<typename F::Bits>;
+    const Bits magnitude = Bits{} + std::numeric_limits<typename F::Bits>::max();  // all but the sign
+    Lanes<Sum> sums[kQ][2] = {};
+    for (int64_t d = 0; d < width; d += kLanes) {
+        const auto& row0 = *reinterpret_cast<const Lanes<Sum>*>(rows + d);
+        const auto& row1 = *reinterpret_cast<const Lanes<Sum>*>(rows + kWidth + d);
+        for (int i = 0; i < kQ; ++i) {
+            const auto& query = *reinterpret_cast<const Lanes<Sum>*>(queries + i * kWidth + d);
+            sums[i][0] += reinterpret_cast<Lanes<Sum>>(reinterpret_cast<Bits>(query - row0) & magnitude);
+            sums[i][1] += reinterpret_cast<Lanes<Sum>>(reinterpret_cast<Bits>(query - row1) & magnitude);
+        }
+    }
+    for (int i = 0; i < kQ; ++i) {
+        for (int j = 0; j < 2; ++j) {
+            Sum total = 0;
+            for (int64_t l = 0; l < kLanes; ++l) total += sums[i][j][l];
+            distances[i * kRows + j] += total;
+        }
+    }
+}
+
+// Tile t of class k against its queries number [first, last).
+template <typename FQ, typename FB>
+void compare(const NearestArgs& a, const Workspace& space, int64_t k, int64_t t, int64_t first, int64_t last) {
+    using Sum = typename FQ::Sum;
+    alignas(64) Sum queries[kQueries * kWidth], rows[kRows * kWidth], distances[kQueries * kRows] = {};
+    const int64_t num_queries = last - first, row0 = t * kRows;
+    const int64_t num_rows = std::min(kRows, filled_rows(a, k) - row0);
+    for (int64_t d = 0; d < a.D; d += kWidth) {
+        const int64_t width = std::min(kWidth, a.D - d), padded = (width + kLanes - 1) / kLanes * kLanes;
+        for (int64_t i = 0; i < num_queries; ++i) {
+            const int64_t offset = space.order[first + i] * a.query_stride_n + d * a.query_stride_d;
+            pack<FQ>(at<FQ>(a.queries, offset), a.query_stride_d, width, padded, queries + i * kWidth);
+        }
+        for (int64_t j = 0; j < num_rows; ++j) {
+            const int64_t offset = (first_row(a, k) + row0 + j) * a.bank_stride_t + d * a.bank_stride_d;
+            pack<FB>(at<FB>(a.bank, offset), a.bank_stride_d, width, padded, rows + j * kWidth);
+        }
+        if (num_rows % 2) std::fill_n(rows + num_rows * kWidth, padded, Sum{0});  // a pair's other row, never looked at
+        for (int64_t j = 0; j < num_rows; j += 2) {
+            const Sum* pair = rows + j * kWidth;
+            int64_t i = 0;
+            for (; i + 4 <= num_queries; i += 4) {
+                add_distances<FQ, 4>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+            }
+            for (; i + 2 <= num_queries; i += 2) {
+                add_distances<FQ, 2>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+            }
+            if (i < num_queries) add_distances<FQ, 1>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+        }
+    }
+    for (int64_t i = 0; i < num_queries; ++i) {
+        Nearest nearest{0, -1};
+        for (int64_t j = 0; j < num_rows; ++j) nearest.take(distances[i * kRows + j], row0 + j);
+        space.nearest[space.order[first + i] * num_tiles(a.R) + t] = nearest;
+    }
+}
+
+template <typename FQ, typename FB>
+void pick(const NearestArgs& a, const Workspace& space, int64_t n) {
+    using Sum = typename FQ::Sum;
+    Nearest nearest{std::numeric_limits<double>::infinity(), -1};
+    if (has_class(a, n)) {
+        const int64_t tiles = num_tiles(filled_rows(a, a.classes[n]));
+        for (int64_t t = 0; t < tiles; ++t) {
+            const Nearest& other = space.nearest[n * num_tiles(a.R) + t];
+            nearest.take(other.distance, other.row);
+        }
+    }
+    static_cast<Sum*>(a.distances)[n] = static_cast<Sum>(nearest.distance);
+    a.rows[n] = nearest.row;
+    int8_t* signs = a.signs + n * a.D;
+    if (nearest.row < 0) {
+        std::fill_n(signs, a.D, int8_t{0});
+        return;
+    }
+    const auto* query = at<FQ>(a.queries, n * a.query_stride_n);
+    const auto* row = at<FB>(a.bank, (first_row(a, a.classes[n]) + nearest.row) * a.bank_stride_t);
+    for (int64_t d = 0; d < a.D; ++d) {
+        const Sum q = FQ::load(query[d * a.query_stride_d]), r = static_cast<Sum>(FB::load(row[d * a.bank_stride_d]));
+        signs[d] = static_cast<int8_t>((q > r) - (q < r));
+    }
+}
+
+template <typename Call>
+void with_dtypes(const NearestArgs& a, const Call& call) {
+    with_dtype(a.queries_dtype, [&](auto q) { with_dtype(a.bank_dtype, [&](auto b) { call(q, b); }); });
+}
+
+}  // namespace
+
+int64_t nearest_workspace_cpu(const NearestArgs& a) { return Workspace::bytes(a); }
+
+void nearest_group_cpu(const NearestArgs& a, int64_t, int64_t) {
+    const Workspace space(a);
+    std::fill_n(space.begin, a.K + 1, int64_t{0});
+    for (int64_t n = 0; n < a.N; ++n) {
+        if (has_class(a, n)) ++space.begin[a.classes[n] + 1];
+    }
+    for (int64_t k = 0; k < a.K; ++k) space.begin[k + 1] += space.begin[k];
+    // begin[k] serves as the place of the class's next query and is moved back afterwards.
+    for (int64_t n = 0; n < a.N; ++n) {
+        if (has_class(a, n)) space.order[space.begin[a.classes[n]]++] = n;
+    }
+    for (int64_t k = a.K; k > 0; --k) space.begin[k] = space.begin[k - 1];
+    space.begin[0] = 0;
+}
+
+SIMFAST_CLONES void nearest_compare_cpu(const NearestArgs& a, int64_t begin, int64_t end) {
+    const Workspace space(a);
+    with_dtypes(a, [&](auto q, auto b) {
+        int64_t tile = 0;
+        for (int64_t k = 0; k < a.K; ++k) {
+            if (space.begin[k] == space.begin[k + 1]) continue;
+            const int64_t tiles = num_tiles(filled_rows(a, k));
+            for (int64_t t = 0; t < tiles; ++t, ++tile) {
+                if (tile % kNearestShares < begin || tile % kNearestShares >= end) continue;
+                for (int64_t first = space.begin[k]; first < space.begin[k + 1]; first += kQueries) {
+                    const int64_t last = std::min(first + kQueries, space.begin[k + 1]);
+                    compare<decltype(q), decltype(b)>(a, space, k, t, first, last);
+                }
+            }
+        }
+    });
+}
+
+SIMFAST_CLONES void nearest_pick_cpu(const NearestArgs& a, int64_t begin, int64_t end) {
+    const Workspace space(a);
+    with_dtypes(a, [&](auto q, auto b) {
+        for (int64_t n = begin; n < end; ++n) pick<decltype(q), decltype(b)>(a, space, n);
+    });
+}
+
+}  // namespace simfast

@@ -1,0 +1,110 @@
+// What every CUDA source here starts with: CUDA itself, or the tests' stand-in for it when a plain C++ compiler runs
+// the kernels on the CPU, and the few helpers that all kernels use.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+// A kernel in parentheses, so that its template arguments may hold commas.
+#define SIMFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+// A kernel keeps all its static shared memory in one struct; the stand-in gives each block in flight its own.
+#define SIMFAST_SHARED(Type, name) __shared__ Type name
+#define SIMFAST_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+// A load that other threads' stores may change from one call to the next.
+template <typename T>
+__device__ __forceinline__ T load_volatile(const T* p) {
+    return *const_cast<const volatile T*>(p);
+}
+#else
+#include "host_cuda.h"
+using std::max;
+using std::min;
+#endif
+
+#include "common.h"
+#include "kernels.h"
+
+namespace simfast {
+
+constexpr unsigned kFullWarp = 0xFFFFFFFFu;
+constexpr int64_t kMaxGrid = 0x7FFFFFFF;  // blocks along x
+inline dim3 grid_of(int64_t blocks) { return dim3(static_cast<unsigned>(blocks)); }
+
+__device__ __forceinline__ unsigned bits_below(int lane) { return (1u << lane) - 1; }
+__device__ __forceinline__ unsigned bits_upto(int lane) { return kFullWarp >> (31 - lane); }
+
+// A label map whose element type is known.
+template <typename T>
+struct TypedMap {
+    const T* data;
+    int64_t stride_b, stride_h, stride_w;
+
+    explicit TypedMap(const LabelMap& map)
+        : data(static_cast<const T*>(map.data)),
+          stride_b(map.stride_b),
+          stride_h(map.stride_h),
+          stride_w(map.stride_w) {}
+    __device__ __forceinline__ T at(int64_t b, int64_t y, int64_t x) const {
+        return __ldg(data + b * stride_b + y * stride_h + x * stride_w);
+    }
+};
+
+// Calls run(T{}) for the map's element type.
+template <typename Run>
+const char* for_label_type(Dtype dtype, const Run& run) {
+    switch (dtype) {
+        case Dtype::u8: return run(uint8_t{});
+        case Dtype::i16: return run(int16_t{});
+        case Dtype::i32: return run(int32_t{});
+        case Dtype::i64: return run(int64_t{});
+        default: return "labels are not of an integer dtype";
+    }
+}
+
+inline const char* error_text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+inline const char* launch_error() { return error_text(cudaGetLastError()); }
+
+// Shared memory that one block of the current device may have, static and dynamic together.
+inline int64_t max_shared_bytes() {
+    int device = 0, bytes = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return 0;
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+    return bytes;
+}
+
+// A run of equal values among the 32 pixels of a warp: is `lane` its first, and how many pixels has it?
+struct Run {
+    bool first;
+    int length;
+};
+__device__ __forceinline__ Run run_at(int lane, unsigned same_left) {
+    const unsigned later_starts = lane == 31 ? 0u : ~same_left >> (lane + 1);
+    return {(same_left >> lane & 1) == 0, later_starts ? __ffs(later_starts) : 32 - lane};
+}
+
+// The union-find's parents in shared memory, as plain node numbers. Other threads lower them meanwhile.
+struct SharedNodes {
+    int32_t* parent;
+    __device__ __forceinline__ int32_t load(int32_t n) const { return load_volatile(parent + n); }
+    __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const {
+        return atomicMin(parent + n, value);
+    }
+};
+
+// The union-find's parents as links in an output map in global memory. Loads go to the level-2 cache, where the atomics
+// are done: the first-level cache could serve the same stale link over and over.
+struct LinkNodes {
+    int32_t* entry;
+    __device__ __forceinline__ int32_t load(int32_t n) const { return link_to(__ldcg(entry + n)); }
+    __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const {
+        return link_to(atomicMax(entry + n, link_to(value)));
+    }
+};
+
+}  // namespace simfast

@@ -1,0 +1,82 @@
+"""Builds the native library simfast/_simfast.so with CMake and ninja.
+
+Environment, read at build time:
+    SIMFAST_CUDA: auto (default: CUDA kernels where nvcc is found), 1 (an error without nvcc) or 0.
+    SIMFAST_CUDA_ARCHITECTURES: as CMake's CMAKE_CUDA_ARCHITECTURES, e.g. "90"; default 80, 86, 89, 90, 100 and 120.
+    CUDA_HOME: where to look for nvcc before the PATH and /usr/local/cuda.
+"""
+
+import os
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+NAME = "simfast._simfast"
+
+
+def find_nvcc() -> str | None:
+    """nvcc to build with, or None if SIMFAST_CUDA is 0, or auto and there is none."""
+    wanted = os.environ.get("SIMFAST_CUDA", "auto")
+    if wanted not in ("auto", "1", "0"):
+        raise SystemExit(f"SIMFAST_CUDA: must be auto, 1 or 0, got {wanted!r}")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    nvcc = (
+        (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+        or shutil.which("nvcc")
+        or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    )
+    if wanted == "1" and nvcc is None:
+        raise SystemExit("SIMFAST_CUDA: 1 needs nvcc, got none in CUDA_HOME, the PATH or /usr/local/cuda")
+    return nvcc
+
+
+class CMakeBuild(build_ext):
+    """One library for every Python: its name carries no ABI tag."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        torch = find_spec("torch")
+        if torch is None:
+            raise SystemExit(
+                "torch: must be installed before simfast is built, with `pip install --no-build-isolation -e .`"
+            )
+        nvcc = find_nvcc()
+        build = ROOT / "build" / ("native-cuda" if nvcc else "native-cpu")
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "SIMFAST_TORCH": Path(torch.origin).parent,
+            "SIMFAST_VERSION": self.distribution.get_version(),
+            "SIMFAST_CUDA": "ON" if nvcc else "OFF",
+        }
+        if nvcc:
+            options["CMAKE_CUDA_COMPILER"] = nvcc
+            options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES", "")
+        defines = [f"-D{key}={value}" for key, value in options.items()]
+        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True)
+        subprocess.run(["cmake", "--build", build], check=True)
+
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_suffix(".so.new")
+        shutil.copyfile(build / "_simfast.so", fresh)
+        os.replace(fresh, target)  # a running process keeps the library it has mapped
+
+
+class Wheel(bdist_wheel):
+    """Tagged for the platform alone: there is no Python in the library."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(ext_modules=[Extension(NAME, sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel})

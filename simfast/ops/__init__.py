@@ -1,0 +1,14 @@
+"""The native ops. Same names, signatures and results as `simfast.reference`, for the CPU and CUDA.
+
+Importing this package never fails for want of the library: `available()` says whether it is there, and an op that is
+called without it raises one sentence with the command that builds it. All ops keep the dtypes they are given under
+autocast, read nothing back to the host, and give the same bits from run to run.
+"""
+
+from simfast.ops.components import connected_components
+from simfast.ops.library import available
+from simfast.ops.nearest import nearest_l1
+from simfast.ops.regions import find_regions
+from simfast.ops.segment_mean import segment_mean
+
+__all__ = ["available", "connected_components", "find_regions", "nearest_l1", "segment_mean"]

@@ -1,0 +1,56 @@
+"""Loads the native library when `simfast.ops` is imported; what went wrong is told when an op is called."""
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+import simfast
+
+REMEDY = "build it with `pip install --no-build-isolation -e .`"
+
+
+def _load(path: Path) -> str | None:
+    """None if the library is there and fits, else one sentence that says what is wrong and what mends it."""
+    if not path.exists():
+        return f"simfast.ops: the native library is missing; {REMEDY}"
+    try:
+        torch.ops.load_library(path)
+        version = ctypes.CDLL(str(path)).simfast_version
+    except (OSError, AttributeError, RuntimeError) as failure:
+        reason = " ".join(str(failure).split())
+        return f"simfast.ops: the native library does not load into torch {torch.__version__} ({reason}); re{REMEDY}"
+    version.restype = ctypes.c_char_p
+    built = version().decode()
+    if built != simfast.__version__:
+        return f"simfast.ops: the native library is of simfast {built}, this is {simfast.__version__}; re{REMEDY}"
+    return None
+
+
+error = _load(Path(simfast.__file__).with_name("_simfast.so"))
+
+
+def available() -> bool:
+    """Whether the native library is there and fits, so that the ops can be called."""
+    return error is None
+
+
+def require(op: str, device: torch.device) -> None:
+    """Raises RuntimeError if `op` cannot run on `device` with what was built."""
+    if error is not None:
+        raise RuntimeError(error)
+    if device.type not in _devices:
+        raise RuntimeError(
+            f"{op}: the native library was built without kernels for {device.type}; "
+            f"for CUDA, re{REMEDY.replace('`pip', '`SIMFAST_CUDA=1 pip')}"
+        )
+
+
+def _built_for() -> tuple[str, ...]:
+    if error is not None:
+        return ()
+    has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key("simfast::segment_mean", "CUDA")
+    return ("cpu", "cuda", "meta") if has_cuda else ("cpu", "meta")
+
+
+_devices = _built_for()

@@ -1,0 +1,72 @@
+"""Cases that a mutated library must fail, each in a process of its own: `python mutants.py LIBRARY CASE`.
+
+Prints "same" if every result equals the expected one. A mutant may also crash or deadlock: not "same" either.
+"""
+
+import sys
+from pathlib import Path
+
+import host_build
+import numpy as np
+import torch
+from conftest import bits
+from skimage.measure import label as sk_label
+from test_cuda_components import TILE_MAPS
+from test_cuda_segment_mean import make
+
+from simfast import reference
+from simfast.testing import HARD_MAPS, noise_labels
+
+SEEDS = range(1, 4)
+
+
+def components(library) -> bool:
+    for x in [HARD_MAPS["spiral"], TILE_MAPS["noise, six tiles"], TILE_MAPS["one class over six tiles"]]:
+        ids, counts = library.components(x[None], 8, 255)
+        expected = sk_label(x.astype(np.int64), background=255, connectivity=2)
+        if not (np.array_equal(ids[0], expected) and counts[0] == expected.max()):
+            return False
+    return True
+
+
+def regions(library) -> bool:
+    labels = noise_labels(1, 40, 50, 5)
+    for limit in (99 * 1024, 40 * 1024):
+        library.limit_shared_memory(limit)
+        for x in (labels, labels.repeat_interleave(3, 1)[:, :70].repeat_interleave(3, 2)[:, :, :131]):
+            segments, areas = library.regions(x.numpy(), [0], [1, 2, 3], 5, 8)
+            expected = reference.find_regions(x, [0], [1, 2, 3], 5, 8)
+            if not (np.array_equal(segments, expected[0]) and np.array_equal(areas, expected[1])):
+                return False
+    return True
+
+
+def segment_mean(library) -> bool:
+    for dtype in (torch.float32, torch.bfloat16):
+        features, segments = make((1, 40, 21, 33, 8), dtype)
+        expected = reference.segment_mean(features.double(), segments, 8).numpy()
+        channels_last = features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        for x, pixels in ((features, False), (channels_last, True)):
+            means, _ = library.segment_mean(bits(x), str(dtype)[6:], pixels, segments.numpy(), 8)
+            if not np.allclose(means, expected, atol=1e-4):
+                return False
+    return True
+
+
+def backward(library) -> bool:
+    _, segments = make((1, 40, 21, 33, 8), torch.float32)
+    counts = torch.stack([(segments == s).sum((1, 2)) for s in range(8)], 1).int()
+    grad_means = torch.randn(1, 8, 40, generator=torch.Generator().manual_seed(1))
+    features = torch.zeros(1, 40, 21, 33, requires_grad=True)
+    reference.segment_mean(features, segments, 8).backward(grad_means)
+    got = library.segment_mean_backward(grad_means.numpy(), counts.numpy(), segments.numpy(), "float32", False, 0)
+    return np.allclose(got.reshape(1, 40, 21, 33), features.grad.numpy(), atol=1e-5)
+
+
+if __name__ == "__main__":
+    module = host_build.load(Path(sys.argv[1]))
+    for seed in SEEDS:
+        module.configure(seed=seed, resident_blocks=4)
+        if not globals()[sys.argv[2]](module):
+            sys.exit("different")
+    print("same")

@@ -1,0 +1,130 @@
+"""segment_mean's CUDA kernels on the CPU: within the error budget, and the same bits whatever the circumstances."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import bits
+
+from simfast import reference
+from simfast.testing import assert_within_budget, feature_maps, smooth_labels
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = {"planes": False, "pixels": True}
+# [B, C, H, W] and S: odd planes, fewer and more channels than a warp has lanes, one pixel, one column, many segments.
+SHAPES = {
+    "one pixel": (1, 1, 1, 1, 1),
+    "few channels": (2, 3, 7, 9, 5),
+    "odd plane": (2, 40, 13, 11, 8),
+    "aligned plane": (1, 256, 8, 16, 3),
+    "one column": (1, 5, 77, 1, 4),
+    "rows of 161": (1, 20, 91, 161, 118),
+    "several channel groups": (1, 300, 17, 31, 20),
+    "more segments than fit at once": (1, 16, 64, 64, 700),
+    "more segments than pixels": (1, 9, 5, 7, 50),
+}
+
+
+def make(shape, dtype, seed=0):
+    B, C, H, W, S = shape
+    features = feature_maps(B, C, H, W, dtype, seed)
+    g = torch.Generator().manual_seed(seed)
+    blobs = smooth_labels(B, H, W, min(S, 200), scale=5, seed=seed).to(torch.int32)
+    anywhere = torch.randint(-1, S, (B, H, W), generator=g, dtype=torch.int32)
+    return features, torch.where(torch.rand(B, H, W, generator=g) < 0.2, anywhere, blobs)
+
+
+def means_of(host, features, segments, S, layout="planes"):
+    if layout == "pixels":  # torch may call strides of sizes 1 either layout; spell this one out
+        features = features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    name = str(features.dtype).removeprefix("torch.")
+    means, counts = host.segment_mean(bits(features), name, LAYOUTS[layout], segments.numpy(), S)
+    return torch.from_numpy(means), torch.from_numpy(counts)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_within_the_error_budget(shuffled, name, dtype, layout):
+    features, segments = make(SHAPES[name], dtype)
+    S = SHAPES[name][-1]
+    means, counts = means_of(shuffled, features, segments, S, layout)
+    for s in range(S):
+        assert counts[:, s].tolist() == (segments == s).sum((1, 2)).tolist()
+    exact = reference.segment_mean(features.double(), segments, S)
+    assert_within_budget(means, exact, reference.segment_mean(features, segments, S))
+    assert (means[counts == 0] == 0).all()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_same_bits_in_any_thread_order_and_layout(library, name):
+    features, segments = make(SHAPES[name], torch.bfloat16)
+    results = []
+    for seed, layout in [(0, "planes"), (1, "planes"), (2, "pixels")]:
+        library.configure(seed)
+        results.append(means_of(library, features, segments, SHAPES[name][-1], layout)[0])
+    library.configure()
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_at_any_address(shuffled, dtype):
+    """Slices start anywhere within 16 bytes; NaN beside them is never read into a sum."""
+    features, segments = make((2, 19, 9, 7, 6), dtype)
+    expected, _ = means_of(shuffled, features, segments, 6)
+    for before in (1, 2, 3):
+        big = features.new_full((2, 19 + before + 1, 9 * 7), torch.nan)
+        view = big[:, before:-1].unflatten(2, (9, 7))
+        view.copy_(features)
+        means, _ = shuffled.segment_mean(bits(view), str(dtype)[6:], False, segments.numpy(), 6)
+        assert torch.equal(torch.from_numpy(means), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_image_of_a_batch_equals_itself_alone(shuffled, layout):
+    features, segments = make((3, 19, 9, 7, 6), torch.float16)
+    means, counts = means_of(shuffled, features, segments, 6, layout)
+    for b in range(3):
+        alone, count = means_of(shuffled, features[b : b + 1], segments[b : b + 1], 6, layout)
+        assert torch.equal(alone[0], means[b])
+        assert torch.equal(count[0], counts[b])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pixels_without_a_segment_are_not_seen(shuffled, layout):
+    features, segments = make((1, 8, 20, 20, 4), torch.float32)
+    clean, _ = means_of(shuffled, features, segments, 4, layout)
+    features = torch.where(segments[:, None] < 0, torch.nan, features)
+    assert torch.equal(means_of(shuffled, features, segments, 4, layout)[0], clean)
+    assert torch.equal(means_of(shuffled, features, torch.where(segments < 0, 4, segments), 4, layout)[0], clean)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
+def test_segments_of_any_dtype_and_strides(shuffled, dtype):
+    features, segments = make((2, 6, 12, 10, 5), torch.float32)
+    expected, counts = means_of(shuffled, features, segments, 5)
+    other = torch.where(segments < 0, 200 if dtype == torch.uint8 else -1, segments).to(dtype)
+    other = other.permute(1, 2, 0).contiguous().permute(2, 0, 1).transpose(1, 2).contiguous().transpose(1, 2)
+    means, found = means_of(shuffled, features, other, 5)
+    assert torch.equal(means, expected)
+    assert torch.equal(counts, found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_gradient_is_the_quotient_rounded_once(shuffled, name, dtype, layout):
+    B, C, H, W, S = SHAPES[name]
+    _, segments = make(SHAPES[name], dtype)
+    counts = torch.stack([(segments == s).sum((1, 2)) for s in range(S)], 1).int()
+    grad_means = torch.randn(B, S, C, generator=torch.Generator().manual_seed(1))
+    quotient = torch.where(counts[..., None] > 0, grad_means / counts[..., None], 0)
+    index = segments.flatten(1).clamp(min=0).long()
+    expected = torch.gather(quotient, 1, index[..., None].expand(B, H * W, C))
+    expected = torch.where(segments.flatten(1)[..., None] >= 0, expected, 0).to(dtype)
+    for skip in (0, 1):  # elements before the gradient's first: also off the 16-byte grid
+        got = shuffled.segment_mean_backward(
+            grad_means.numpy(), counts.numpy(), segments.numpy(), str(dtype)[6:], LAYOUTS[layout], skip
+        )
+        got = got[skip:].reshape(B, H * W, C) if layout == "pixels" else got[skip:].reshape(B, C, H * W).swapaxes(1, 2)
+        np.testing.assert_array_equal(got, bits(expected.contiguous()))

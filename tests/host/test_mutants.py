@@ -1,0 +1,138 @@
+"""The tests of this folder can go red: a kernel with a barrier removed, or a rule bent, fails its comparison.
+
+Each mutant is the kernels' own source with one passage replaced, built from a copy. The unchanged source passes the
+same comparison, so that a red mutant says something.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import host_build
+import pytest
+
+NOTHING = ""
+
+# name: (the case of mutants.py, the source to rebuild, the file to change, passage, replacement)
+MUTANTS = {
+    "unions start before the runs stand": (
+        "components",
+        "components",
+        "cuda/tile.cuh",
+        "__syncthreads();  // unions climb through parents that other warps have written",
+        NOTHING,
+    ),
+    "pixels look up roots before the unions end": (
+        "components",
+        "components",
+        "cuda/tile.cuh",
+        "__syncthreads();  // roots are final",
+        NOTHING,
+    ),
+    "seams skip a tile's corner": (
+        "components",
+        "components",
+        "cuda/tile.cuh",
+        "if (along % kTile == 0 || !before ||",
+        "if (!before ||",
+    ),
+    "seams forget the diagonal after": (
+        "components",
+        "components",
+        "cuda/tile.cuh",
+        "if (along + 1 < length && diagonal_links",
+        "if (false && diagonal_links",
+    ),
+    "a union loses the link it replaced": (
+        "components",
+        "components",
+        "common.h",
+        "a = find_root(nodes, before);",
+        "return -1;",
+    ),
+    "a block reuses its sums too early": (
+        "components",
+        "components",
+        "cuda/components.cu",
+        "    __syncthreads();\n    if (lane == 31)",
+        "    if (lane == 31)",
+    ),
+    "areas are added before they are cleared": (
+        "regions",
+        "regions_small",
+        "cuda/regions_small.cu",
+        "__syncthreads();  // every root holds area 0 before anybody adds to it",
+        NOTHING,
+    ),
+    "maxima are cleared while in use": (
+        "regions",
+        "regions_small",
+        "cuda/regions_small.cu",
+        "[(rank + 2) % 3]",
+        "[(rank + 1) % 3]",
+    ),
+    "lost roots keep their area": (
+        "regions",
+        "regions",
+        "cuda/regions.cu",
+        "atomicAdd(tile_areas + root, tile_areas[p]);",
+        NOTHING,
+    ),
+    "rows are overwritten while being read": (
+        "segment_mean",
+        "segment_mean",
+        "cuda/segment_mean.cu",
+        "__syncwarp();  // all lanes have read the rows before",
+        NOTHING,
+    ),
+    "all planes are taken to start alike": (
+        "segment_mean",
+        "segment_mean",
+        "cuda/segment_mean.cu",
+        "plan.staged ? alignment_classes(a.stride_c, a.features_dtype) : 1",
+        "1",
+    ),
+    "tables are added up before they are full": (
+        "segment_mean",
+        "segment_mean",
+        "cuda/segment_mean.cu",
+        "    running.flush();\n    __syncthreads();",
+        "    running.flush();",
+    ),
+    "gradients are looked up before they are there": (
+        "backward",
+        "segment_mean_backward",
+        "cuda/segment_mean_backward.cu",
+        "        __syncthreads();\n",
+        NOTHING,
+    ),
+}
+
+
+def run_case(library: Path, case: str) -> str:
+    """What mutants.py says about `library`: "same", or what went wrong instead."""
+    script = Path(__file__).with_name("mutants.py")
+    command = [sys.executable, str(script), str(library), case]
+    paths = os.pathsep.join(sys.path)  # the same simfast as here, installed or not
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(host_build.CSRC.parent), paths])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return done.stdout.strip() if done.returncode == 0 else f"exit status {done.returncode}: {done.stderr}"
+
+
+@pytest.mark.parametrize("case", sorted({mutant[0] for mutant in MUTANTS.values()}))
+def test_the_unchanged_kernels_pass(case):
+    assert run_case(host_build.build(), case) == "same"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_fails(name, tmp_path):
+    case, source, file, passage, replacement = MUTANTS[name]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(host_build.CSRC, csrc)
+    text = (csrc / file).read_text()
+    assert text.count(passage) == 1, f"{file}: the passage occurs {text.count(passage)} times"
+    (csrc / file).write_text(text.replace(passage, replacement))
+    assert run_case(host_build.build(csrc, changed=(source,)), case) != "same"

@@ -1,0 +1,207 @@
+// Runs every CPU kernel under a sanitizer (see tests/test_build.py): arrays of exactly the promised size, workspaces
+// full of junk, ranges in two threads. Results must not depend on how the work is cut; components are checked by flood
+// fill.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+using namespace simfast;
+
+namespace {
+
+void require(bool holds, const char* what) {
+    if (holds) return;
+    std::fprintf(stderr, "wrong: %s\n", what);
+    std::exit(1);
+}
+
+// An array of its own on the heap, so that one element too far is seen; filled with junk.
+template <typename T>
+struct Array {
+    int64_t size;
+    std::unique_ptr<T[]> data;
+    explicit Array(int64_t n) : size(n), data(new T[n]) {
+        std::memset(static_cast<void*>(data.get()), 0xA5, n * sizeof(T));
+    }
+    T* get() const { return data.get(); }
+    bool operator==(const Array& other) const { return !std::memcmp(get(), other.get(), size * sizeof(T)); }
+};
+
+using Pass = std::function<void(int64_t, int64_t)>;
+
+// The two halves of a pass at the same time.
+void in_two_threads(int64_t items, const Pass& pass) {
+    const int64_t half = items / 2;
+    std::thread other([&] { pass(0, half); });
+    pass(half, items);
+    other.join();
+}
+
+struct Shape {
+    int64_t B, H, W;
+};
+
+template <typename T>
+Array<T> random_labels(const Shape& shape, std::mt19937& random, int64_t low, int64_t high, int64_t blob) {
+    Array<T> labels(shape.B * shape.H * shape.W);
+    std::vector<int64_t> value(97);
+    for (int64_t& v : value) v = low + static_cast<int64_t>(random() % (high - low + 1));
+    for (int64_t i = 0; i < labels.size; ++i) {
+        const int64_t x = i % shape.W, y = i / shape.W;
+        labels.get()[i] = static_cast<T>(value[(x / blob * 31 + y / blob * 17 + random() % 2) % 97]);
+    }
+    return labels;
+}
+
+template <typename T>
+LabelMap map_of(const Array<T>& labels, Dtype dtype, const Shape& s) {
+    return {labels.get(), dtype, s.H * s.W, s.W, 1};
+}
+
+void check_components(const LabelMap& labels, const Shape& s, int32_t connectivity,
+                      const std::function<int64_t(int64_t)>& at) {
+    const int64_t pixels = s.H * s.W;
+    std::vector<Array<int32_t>> results;
+    for (const int64_t strips : {int64_t{1}, (s.H + 1) / 2, s.H}) {
+        Array<int32_t> ids(s.B * pixels), counts(s.B);
+        ComponentsArgs a{labels,    s.B,          s.H,    s.W, 255, connectivity, static_cast<int32_t>(strips),
+                         ids.get(), counts.get(), nullptr};
+        Array<char> space(components_workspace_cpu(a));
+        a.workspace = space.get();
+        in_two_threads(s.B * strips, [&](int64_t b, int64_t e) { components_label_cpu(a, b, e); });
+        in_two_threads(s.B, [&](int64_t b, int64_t e) { components_join_cpu(a, b, e); });
+        in_two_threads(s.B * strips, [&](int64_t b, int64_t e) { components_number_cpu(a, b, e); });
+        in_two_threads(s.B * strips, [&](int64_t b, int64_t e) { components_write_cpu(a, b, e); });
+        results.push_back(std::move(ids));
+        require(results.back() == results.front(), "components depend on the strips");
+    }
+    const int32_t* ids = results[0].get();
+    std::vector<int64_t> stack;
+    for (int64_t b = 0; b < s.B; ++b) {
+        std::vector<int32_t> expected(pixels, 0);
+        int32_t id = 0;
+        for (int64_t first = 0; first < pixels; ++first) {
+            const int64_t label = at(b * pixels + first);
+            if (label == 255 || expected[first]) continue;
+            expected[first] = ++id;
+            stack.assign(1, first);
+            while (!stack.empty()) {
+                const int64_t p = stack.back(), y = p / s.W, x = p % s.W;
+                stack.pop_back();
+                for (int64_t v = y - 1; v <= y + 1; ++v) {
+                    for (int64_t u = x - 1; u <= x + 1; ++u) {
+                        if (u < 0 || v < 0 || u >= s.W || v >= s.H || (connectivity == 4 && u != x && v != y)) continue;
+                        const int64_t q = v * s.W + u;
+                        if (expected[q] || at(b * pixels + q) != label) continue;
+                        expected[q] = id;
+                        stack.push_back(q);
+                    }
+                }
+            }
+        }
+        require(!std::memcmp(expected.data(), ids + b * pixels, pixels * 4), "components differ from a flood fill");
+    }
+}
+
+void check_regions(const LabelMap& labels, const Shape& s, int32_t connectivity) {
+    std::vector<Array<int32_t>> results;
+    for (const int64_t strips : {int64_t{1}, s.H}) {
+        RegionsArgs a{};
+        a.labels = labels, a.B = s.B, a.H = s.H, a.W = s.W;
+        for (int64_t i = 0; i < 6; ++i) a.classes[i] = i;
+        a.classes[6] = -1;
+        a.num_stuff = 3, a.num_things = 4, a.max_instances = 3, a.connectivity = connectivity;
+        a.num_strips = static_cast<int32_t>(strips);
+        Array<int32_t> segments(s.B * s.H * s.W), areas(s.B * regions_num_slots(a));
+        a.segments = segments.get(), a.areas = areas.get();
+        Array<char> space(regions_workspace_cpu(a));
+        a.workspace = space.get();
+        in_two_threads(s.B * strips, [&](int64_t b, int64_t e) { regions_label_cpu(a, b, e); });
+        in_two_threads(s.B, [&](int64_t b, int64_t e) { regions_select_cpu(a, b, e); });
+        in_two_threads(s.B * strips, [&](int64_t b, int64_t e) { regions_write_cpu(a, b, e); });
+        std::vector<int32_t> counted(areas.size, 0);
+        for (int64_t i = 0; i < segments.size; ++i) {
+            const int32_t slot = segments.get()[i];
+            if (slot >= 0) ++counted[i / (s.H * s.W) * regions_num_slots(a) + slot];
+        }
+        require(!std::memcmp(counted.data(), areas.get(), areas.size * 4), "areas differ from the segments");
+        results.push_back(std::move(segments));
+        require(results.back() == results.front(), "regions depend on the strips");
+    }
+}
+
+template <typename T>
+void check_means(const LabelMap& segments, const Shape& s, Dtype dtype, Layout layout, int64_t C) {
+    const int64_t pixels = s.H * s.W, S = 5, size = s.B * C * pixels, sum_bytes = dtype == Dtype::f64 ? 8 : 4;
+    Array<T> features(size);
+    for (int64_t i = 0; i < size; ++i) features.get()[i] = static_cast<T>(i % 7);
+    Array<int32_t> counts(s.B * S);
+    Array<char> means(s.B * S * C * sum_bytes);
+    const int64_t stride_c = layout == Layout::planes ? pixels : 1, stride_p = layout == Layout::planes ? 1 : C;
+    SegmentMeanArgs a{features.get(), dtype,       layout, C * pixels, stride_c, stride_p,
+                      segments,       s.B,         C,      s.H,        s.W,      S,
+                      counts.get(),   means.get(), nullptr};
+    Array<char> space(segment_mean_workspace_cpu(a));
+    a.workspace = space.get();
+    in_two_threads(s.B, [&](int64_t b, int64_t e) { segment_mean_runs_cpu(a, b, e); });
+    in_two_threads(s.B * C, [&](int64_t b, int64_t e) { segment_mean_sum_cpu(a, b, e); });
+
+    Array<T> grad(size);
+    SegmentMeanBackwardArgs g{means.get(), counts.get(), segments, s.B,        C,        s.H,      s.W,    S,
+                              grad.get(),  dtype,        layout,   C * pixels, stride_c, stride_p, nullptr};
+    Array<char> backward_space(segment_mean_backward_workspace_cpu(g));
+    g.workspace = backward_space.get();
+    in_two_threads(s.B, [&](int64_t b, int64_t e) { segment_mean_backward_runs_cpu(g, b, e); });
+    const int64_t items = s.B * (layout == Layout::planes ? C : s.H);
+    in_two_threads(items, [&](int64_t b, int64_t e) { segment_mean_backward_write_cpu(g, b, e); });
+    // Every element has been written: running again over other junk gives the same.
+    Array<T> again(size);
+    std::memset(static_cast<void*>(again.get()), 0x3C, size * sizeof(T));
+    g.grad_features = again.get();
+    segment_mean_backward_runs_cpu(g, 0, s.B);
+    segment_mean_backward_write_cpu(g, 0, items);
+    require(again == grad, "gradient depends on what was there before");
+}
+
+}  // namespace
+
+int main() {
+    std::mt19937 random(0);
+    const Shape shapes[] = {{1, 1, 1}, {2, 1, 70}, {1, 65, 1}, {2, 7, 63}, {1, 9, 64}, {3, 6, 65}, {1, 33, 130}};
+    for (const Shape& s : shapes) {
+        for (const int64_t blob : {1, 3, 20}) {
+            const auto bytes = random_labels<uint8_t>(s, random, 253, 256, blob);  // 253, 254, 255, 0
+            const auto shorts = random_labels<int16_t>(s, random, -2, 4, blob);
+            const auto longs = random_labels<int64_t>(s, random, 253, 300, blob);
+            for (const int32_t connectivity : {4, 8}) {
+                check_components(map_of(bytes, Dtype::u8, s), s, connectivity,
+                                 [&](int64_t i) { return bytes.get()[i]; });
+                check_components(map_of(shorts, Dtype::i16, s), s, connectivity,
+                                 [&](int64_t i) { return shorts.get()[i]; });
+                check_components(map_of(longs, Dtype::i64, s), s, connectivity,
+                                 [&](int64_t i) { return longs.get()[i]; });
+                check_regions(map_of(bytes, Dtype::u8, s), s, connectivity);
+                check_regions(map_of(shorts, Dtype::i16, s), s, connectivity);
+                check_regions(map_of(longs, Dtype::i64, s), s, connectivity);
+            }
+            for (const Layout layout : {Layout::planes, Layout::pixels}) {
+                for (const int64_t C : {1, 11, 40}) {
+                    const LabelMap segments = map_of(shorts, Dtype::i16, s);
+                    check_means<uint16_t>(segments, s, Dtype::f16, layout, C);
+                    check_means<uint16_t>(segments, s, Dtype::bf16, layout, C);
+                    check_means<float>(segments, s, Dtype::f32, layout, C);
+                    check_means<double>(segments, s, Dtype::f64, layout, C);
+                }
+            }
+        }
+    }
+    std::puts("all CPU kernels ran");
+}
