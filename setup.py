@@ -9,6 +9,7 @@ Environment, read at build time:
 import os
 import shutil
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,8 +63,12 @@ class CMakeBuild(build_ext):
             options["CMAKE_CUDA_COMPILER"] = nvcc
             options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES", "")
         defines = [f"-D{key}={value}" for key, value in options.items()]
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True)
-        subprocess.run(["cmake", "--build", build], check=True)
+        # cmake and ninja may be packages beside this Python, whose folder need not be on the PATH.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = os.environ | {"PATH": path}
+        cmake = shutil.which("cmake", path=path) or "cmake"
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True, env=environment)
+        subprocess.run([cmake, "--build", build], check=True, env=environment)
 
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -92,8 +92,8 @@ class Config:
     """Whether the head must assign a pooled vector to its own class for it to count (released code)."""
     fill_rule: Literal["any", "full"] = "any"
     """A class takes part in matching from its first vector on, or once its ring has wrapped (released code)."""
-    ops: Literal["reference", "fused"] = "reference"
-    """Region and matching operations: pure PyTorch, or the compiled kernels."""
+    ops: Literal["auto", "reference", "fused"] = "auto"
+    """Region and matching operations: pure PyTorch, or the compiled kernels. auto: compiled where they are built."""
 
     batch_size: int = 1
     """Images of each domain in a step."""

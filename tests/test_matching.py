@@ -92,7 +92,7 @@ def test_matching_equals_the_paper_written_as_loops_over_wrapping_rings(images, 
         sum(losses).backward()
         sum(expected).backward()
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
-        seen += float(sum(losses).detach())
+        seen += sum(losses).item()
     assert matching.bank.written.tolist() == [paper.counter[k] for k in STUFF + THINGS]
     assert seen > 0
 
@@ -114,7 +114,7 @@ def test_nothing_remembered_and_nothing_present_give_zero_with_zero_gradient(ops
     features = torch.randn(1, WIDTH, 4, 4, requires_grad=True)
     for labels in (torch.zeros(1, 4, 4, dtype=torch.int64), torch.full((1, 4, 4), 255)):
         losses = matching(features, labels)
-        assert [float(loss) for loss in losses] == [0, 0]
+        assert [loss.item() for loss in losses] == [0, 0]
         sum(losses).backward()
     assert not features.grad.any()
 

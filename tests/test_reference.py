@@ -10,46 +10,7 @@ from hypothesis.extra import numpy as hnp
 from skimage.measure import label as sk_label
 
 from simfast import reference as ops
-
-IGNORE = 255
-
-
-def spiral(size: int) -> np.ndarray:
-    """One-pixel-wide arms that only the centre joins: the longest path a map can hold."""
-    x = np.zeros((size, size), np.uint8)
-    x[0] = 1
-    row, col, down, right = 0, size - 1, 1, 0
-    for steps in [n for k in range(size - 1, 0, -2) for n in (k, k)]:
-        for _ in range(steps):
-            row, col = row + down, col + right
-            x[row, col] = 1
-        down, right = right, -down
-    return x
-
-
-def comb(height: int, width: int) -> np.ndarray:
-    """Teeth that only the last row joins: every id but the first is decided at the very end."""
-    x = np.zeros((height, width), np.uint8)
-    x[:, ::2] = 1
-    x[-1] = 1
-    return x
-
-
-def checkerboard(height: int, width: int) -> np.ndarray:
-    return (np.indices((height, width)).sum(0) % 2).astype(np.uint8)
-
-
-MAPS = {
-    "spiral": spiral(33),
-    "comb": comb(17, 31),
-    "checkerboard": checkerboard(16, 23),
-    "one class": np.zeros((9, 13), np.uint8),
-    "only background": np.full((9, 13), IGNORE, np.uint8),
-    "one pixel": np.zeros((1, 1), np.uint8),
-    "one row": np.array([[0, 0, 3, 255, 3, 3, 0]], np.uint8),
-    "one column": np.array([[0, 0, 3, 255, 3, 3, 0]], np.uint8).T,
-    "noise of 19 classes": np.random.default_rng(0).integers(0, 19, (64, 97)).astype(np.uint8),
-}
+from simfast.testing import HARD_MAPS, IGNORE
 
 label_maps = hnp.arrays(
     np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.sampled_from([0, 1, 2, IGNORE])
@@ -65,9 +26,9 @@ def check_components(x: np.ndarray, connectivity: int) -> None:
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", HARD_MAPS)
 def test_components_equal_scikit_image(name, connectivity):
-    check_components(MAPS[name], connectivity)
+    check_components(HARD_MAPS[name], connectivity)
 
 
 @given(label_maps, st.sampled_from([4, 8]))
@@ -78,7 +39,7 @@ def test_components_equal_scikit_image_on_random_maps(x, connectivity):
 
 @pytest.mark.parametrize("connectivity", [4, 8])
 def test_components_are_the_partition_of_cc3d(connectivity):
-    x = MAPS["noise of 19 classes"] % 3 + 1  # cc3d's background is 0
+    x = HARD_MAPS["noise of 19 classes"] % 3 + 1  # cc3d's background is 0
     ids = ops.connected_components(torch.from_numpy(x)[None], connectivity)[0][0].numpy()
     theirs, count = cc3d.connected_components(x, connectivity=connectivity, return_N=True)
     pairs = np.unique(np.stack([ids.ravel(), theirs.ravel()]), axis=1)
@@ -127,9 +88,9 @@ def check_regions(batch, stuff, things, max_instances, connectivity):
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", HARD_MAPS)
 def test_regions_equal_a_loop_over_masks(name, connectivity):
-    check_regions(MAPS[name][None], [0, 5], [3, 1, 17], 3, connectivity)
+    check_regions(HARD_MAPS[name][None], [0, 5], [3, 1, 17], 3, connectivity)
 
 
 @given(

@@ -78,7 +78,7 @@ def test_two_steps_then_two_more_equal_four_straight(folders, tmp_path):
     assert_same(first, second)
     assert first["step"] == 4
     assert straight["last"] == resumed["last"]
-    assert int(first["matching"]["stuff_bank.written"].sum()) > 0
+    assert int(first["matching"]["bank.written"].sum()) > 0
 
 
 def test_a_run_leaves_what_the_readme_promises(folders, tmp_path, capsys):
