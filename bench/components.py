@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.measure import label as sk_label
 
-from bench.timing import Contender, compare, needs, with_threads
+from bench.timing import Contender, compare, needs
 from simfast import ops
 from simfast.testing import DEVICES, IGNORE, assert_same, noise_labels, smooth_labels
 
@@ -114,8 +114,8 @@ def bench_components(benchmark, kind, dtype, device):
     bytes_moved = labels.numel() * (labels.element_size() + 4)
     if device == "cpu":
         contenders = [
-            Contender("simfast, 1 thread", with_threads(1, run), check),
-            Contender("simfast, 2 threads", with_threads(2, run), check),
+            Contender("simfast, 1 thread", run, check, threads=1),
+            Contender("simfast, 2 threads", run, check, threads=2),
         ]
         peers = cpu_peers(labels)
     else:

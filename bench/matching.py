@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plain_matching import PlainMatching
-from bench.timing import Contender, compare, with_threads
+from bench.timing import Contender, compare
 from simfast.matching import StuffInstanceMatching
 from simfast.testing import DEVICES, STUFF, THINGS, Calls, smooth_labels
 
@@ -154,10 +154,8 @@ def bench_matching(benchmark, case, device):
     ours = runner(make_matching("fused", device), head, inputs)
     if device == "cpu":
         contenders = [
-            Contender("simfast, 1 thread", with_threads(1, ours), check),
-            Contender(
-                "simfast, 2 threads", with_threads(2, runner(make_matching("fused", device), head, inputs)), check
-            ),
+            Contender("simfast, 1 thread", ours, check, threads=1),
+            Contender("simfast, 2 threads", runner(make_matching("fused", device), head, inputs), check, threads=2),
         ]
     else:
         contenders = [

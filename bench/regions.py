@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.timing import Contender, compare, needs, with_threads
+from bench.timing import Contender, compare, needs
 from simfast import ops, reference
 from simfast.testing import DEVICES, STUFF, THINGS, assert_same, noise_labels, smooth_labels
 
@@ -52,8 +52,8 @@ def bench_regions(benchmark, kind, device):
 
     if device == "cpu":
         contenders = [
-            Contender("simfast, 1 thread", with_threads(1, run), check),
-            Contender("simfast, 2 threads", with_threads(2, run), check),
+            Contender("simfast, 1 thread", run, check, threads=1),
+            Contender("simfast, 2 threads", run, check, threads=2),
         ]
     else:
         contenders = [Contender("simfast", run, check)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.timing import Contender, compare, with_threads
+from bench.timing import Contender, compare
 from simfast import ops, reference
 from simfast.testing import DEVICES, STUFF, THINGS, assert_within_budget, feature_maps, smooth_labels
 
@@ -51,8 +51,8 @@ def ours(device: str, run, check) -> list[Contender]:
     if device == "cuda":
         return [Contender("simfast", run, check)]
     return [
-        Contender("simfast, 1 thread", with_threads(1, run), check),
-        Contender("simfast, 2 threads", with_threads(2, run), check),
+        Contender("simfast, 1 thread", run, check, threads=1),
+        Contender("simfast, 2 threads", run, check, threads=2),
     ]
 
 

@@ -1,12 +1,14 @@
 """Times of several ways to do the same work: right first, then fast; device and call apart; taken in turns.
 
 On a GPU, device time is what CUDA events enclose, with the second-level cache filled with other data before every
-call; call time is how long the host is busy with the call. On the CPU there is one time, and nothing is evicted.
+call; call time is how long the host is busy with the call. On the CPU nothing is evicted, and the processor time of all
+threads stands beside the time on the clock: where other programs run too, it is the steadier of the two.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +26,14 @@ class Contender:
         run: does the work once.
         check: raises AssertionError if what `run` returned is wrong.
         missing: why it cannot run here; it is then named in the result without a time.
+        threads: how many threads of torch's pool it runs on; None leaves the number as it is.
     """
 
     name: str
     run: Callable[[], Any] | None = None
     check: Callable[[Any], None] | None = None
     missing: str | None = None
+    threads: int | None = None
 
 
 def needs(package: str) -> str | None:
@@ -53,7 +57,8 @@ def compare(benchmark, contenders: list[Contender], device: str, bytes_moved: in
     """
     present = [c for c in contenders if c.missing is None]
     for contender in present:
-        result = contender.run()
+        with _threads(contender.threads):
+            result = contender.run()
         if contender.check is not None:
             contender.check(result)  # a wrong contender ends the case: no time for it
 
@@ -65,7 +70,8 @@ def compare(benchmark, contenders: list[Contender], device: str, bytes_moved: in
             taken = samples[contender.name]
             if spent[contender.name] < LONGEST or len(taken) < 3:
                 began = time.perf_counter()
-                taken.append(sample(contender.run))
+                with _threads(contender.threads):
+                    taken.append(sample(contender.run))
                 spent[contender.name] += time.perf_counter() - began
 
     floor = bytes_moved / copy_rate(device)
@@ -85,18 +91,18 @@ def compare(benchmark, contenders: list[Contender], device: str, bytes_moved: in
             "times_the_first": statistics.median(times) / first,
             "share_of_copy_floor": floor / statistics.median(times),
         }
-        if device == "cuda":
-            row["call_ms"] = statistics.median(s[1] for s in samples[contender.name]) * 1e3
+        second = "call_ms" if device == "cuda" else "processor_ms"
+        row[second] = statistics.median(s[1] for s in samples[contender.name]) * 1e3
         rows.append(row)
     benchmark.extra_info.update(device=device, bytes_moved=bytes_moved, floor_ms=floor * 1e3, contenders=rows)
-    benchmark.pedantic(present[0].run, rounds=5, warmup_rounds=1)
+    with _threads(present[0].threads):
+        benchmark.pedantic(present[0].run, rounds=5, warmup_rounds=1)
 
 
 def _sample_cpu(run: Callable[[], Any]) -> tuple[float, float]:
-    began = time.perf_counter()
+    busy, began = time.process_time(), time.perf_counter()
     run()
-    taken = time.perf_counter() - began
-    return taken, taken
+    return time.perf_counter() - began, time.process_time() - busy
 
 
 def _sample_cuda(run: Callable[[], Any]) -> tuple[float, float]:
@@ -137,15 +143,13 @@ def copy_rate(device: str) -> float:
     return _rates[device]
 
 
-def with_threads(threads: int, run: Callable[[], Any]) -> Callable[[], Any]:
-    """`run` with torch's pool set to so many threads, and set back after."""
-
-    def limited() -> Any:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return run()
-        finally:
-            torch.set_num_threads(before)
-
-    return limited
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """torch's pool with so many threads; setting them takes longer than a small op, so it stays out of the time."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,6 +4,9 @@
 // Gradients, shape inference and the messages a user sees: simfast/ops/*.py. No Autocast key is registered: dtypes pass
 // through as they came.
 #include <dlfcn.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -78,8 +81,20 @@ void check_same_device(const char* what, const Tensor& a, const Tensor& b) {
     check(a.get_device_index() == b.get_device_index() && a.is_cuda() == b.is_cuda(), what);
 }
 
+// Fresh memory comes page by page, which costs more than writing it: large arrays ask for large pages, as NumPy's do.
+const Tensor& with_large_pages(const Tensor& x) {
+#ifdef __linux__
+    constexpr uintptr_t kPage = uintptr_t{2} << 20;
+    const auto begin = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+    const uintptr_t end = begin + static_cast<uintptr_t>(x.numel()) * x.element_size();
+    const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+    if (x.is_cpu() && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+    return x;
+}
+
 Tensor uninitialised(const Tensor& like, std::vector<int64_t> size, ScalarType type) {
-    return torch::stable::new_empty(like, size, type);
+    return with_large_pages(torch::stable::new_empty(like, size, type));
 }
 
 Tensor workspace(const Tensor& like, int64_t bytes) { return uninitialised(like, {bytes}, ScalarType::Byte); }
@@ -353,6 +368,7 @@ struct SegmentMeanBackward {
                                              channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
                                                            : torch::headeronly::MemoryFormat::Contiguous);
         args.layout = channels_last ? Layout::pixels : Layout::planes;
+        with_large_pages(grad_features);
         // From the sizes, not from the tensor: a stride along a size of 1 may hold anything.
         const int64_t pixels = args.H * args.W;
         args.stride_b = args.C * pixels;

@@ -148,8 +148,8 @@ COMPILED = {
     "float32": ("compare", {}, TILE | {"EVEN": True, "starts": None}, SIZES, 168),
     "bfloat16 bank": ("compare", {"bank": "*bf16"}, TILE | {"EVEN": True}, SIZES, 128),
     "any width": ("compare", {"queries": "*fp16", "bank": "*bf16"}, TILE | {"EVEN": False, "starts": None}, (), 255),
-    "pick": ("pick", {"bank": "*bf16"}, {"CHUNKS": 4, "ROWS": 512, "WIDTH": 1024}, SIZES, 64),
-    "backward": ("backward", {"grad_queries": "*bf16"}, {"WIDTH": 1024}, SIZES, 64),
+    "pick": ("pick", {"bank": "*bf16"}, {"D": 2048, "CHUNKS": 4, "ROWS": 512, "WIDTH": 1024}, SIZES, 64),
+    "backward": ("backward", {"grad_queries": "*bf16"}, {"D": 2048, "WIDTH": 1024}, (), 64),
 }
 
 
@@ -167,7 +167,9 @@ def test_compiles_within_limits(case, capability, tmp_path):
     kernel = getattr(nearest_triton, f"nearest_l1_{step}_kernel")
     types = {name: (POINTERS | pointers).get(name, "i32") for name in kernel.arg_names}
     types |= dict.fromkeys(constants, "constexpr")
-    aligned = [i for i, name in enumerate(types) if types[name][0] == "*" or name in multiples]
+    aligned = [
+        i for i, (name, kind) in enumerate(types.items()) if kind[0] == "*" or (name in multiples and kind == "i32")
+    ]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes),

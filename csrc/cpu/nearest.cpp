@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/clones.h"
 #include "cpu/floats.h"
@@ -58,30 +59,40 @@ int64_t filled_rows(const NearestArgs& a, int64_t k) {
     return std::clamp<int64_t>(a.filled[k], 0, std::min(a.R, a.T - start));
 }
 
-template <typename F>
-const typename F::Stored* at(const void* data, int64_t offset) {
-    return static_cast<const typename F::Stored*>(data) + offset;
+// `width` values of a row from `offset` on, as sums, and zeros up to the next full vector: zeros on both sides add
+// nothing. The dtype is looked at here alone, so that what follows exists once for each type of sum.
+template <typename Sum>
+void pack(const void* data, Dtype dtype, int64_t offset, int64_t stride, int64_t width, int64_t padded, Sum* to) {
+    with_dtype(dtype, [&](auto f) {
+        using F = decltype(f);
+        const auto* from = static_cast<const typename F::Stored*>(data) + offset;
+        if (stride == 1) {
+            for (int64_t i = 0; i < width; ++i) to[i] = static_cast<Sum>(F::load(from[i]));
+        } else {
+            for (int64_t i = 0; i < width; ++i) to[i] = static_cast<Sum>(F::load(from[i * stride]));
+        }
+    });
+    std::fill(to + width, to + padded, Sum{0});
 }
 
-// `width` values as sums, zeros up to the next full vector: zeros on both sides add nothing.
-template <typename F, typename Sum>
-void pack(const typename F::Stored* from, int64_t stride, int64_t width, int64_t padded, Sum* to) {
-    if (stride == 1) {
-        for (int64_t i = 0; i < width; ++i) to[i] = F::load(from[i]);
-    } else {
-        for (int64_t i = 0; i < width; ++i) to[i] = F::load(from[i * stride]);
-    }
-    std::fill(to + width, to + padded, Sum{0});
+template <typename Sum>
+void pack_query(const NearestArgs& a, int64_t n, int64_t d, int64_t width, int64_t padded, Sum* to) {
+    const int64_t offset = n * a.query_stride_n + d * a.query_stride_d;
+    pack(a.queries, a.queries_dtype, offset, a.query_stride_d, width, padded, to);
+}
+
+template <typename Sum>
+void pack_row(const NearestArgs& a, int64_t t, int64_t d, int64_t width, int64_t padded, Sum* to) {
+    pack(a.bank, a.bank_dtype, t * a.bank_stride_t + d * a.bank_stride_d, a.bank_stride_d, width, padded, to);
 }
 
 // distances[i][j] += sum of |queries[i] - rows[j]| over `width` packed values. 4 queries by 2 rows need 8 accumulators
 // and 6 loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic.
-template <typename F, int kQ>
-void add_distances(const typename F::Sum* queries, const typename F::Sum* rows, int64_t width,
-                   typename F::Sum* distances) {
-    using Sum = typename F::Sum;
-    using Bits = Lanes<typename F::Bits>;
-    const Bits magnitude = Bits{} + std::numeric_limits<typename F::Bits>::max();  // all but the sign
+template <typename Sum, int kQ>
+void add_distances(const Sum* queries, const Sum* rows, int64_t width, Sum* distances) {
+    using Bit = std::conditional_t<sizeof(Sum) == 8, int64_t, int32_t>;
+    using Bits = Lanes<Bit>;
+    const Bits magnitude = Bits{} + std::numeric_limits<Bit>::max();  // all but the sign
     Lanes<Sum> sums[kQ][2] = {};
     for (int64_t d = 0; d < width; d += kLanes) {
         const auto& row0 = *reinterpret_cast<const Lanes<Sum>*>(rows + d);
@@ -102,33 +113,30 @@ void add_distances(const typename F::Sum* queries, const typename F::Sum* rows, 
 }
 
 // Tile t of class k against its queries number [first, last).
-template <typename FQ, typename FB>
+template <typename Sum>
 void compare(const NearestArgs& a, const Workspace& space, int64_t k, int64_t t, int64_t first, int64_t last) {
-    using Sum = typename FQ::Sum;
     alignas(64) Sum queries[kQueries * kWidth], rows[kRows * kWidth], distances[kQueries * kRows] = {};
     const int64_t num_queries = last - first, row0 = t * kRows;
     const int64_t num_rows = std::min(kRows, filled_rows(a, k) - row0);
     for (int64_t d = 0; d < a.D; d += kWidth) {
         const int64_t width = std::min(kWidth, a.D - d), padded = (width + kLanes - 1) / kLanes * kLanes;
         for (int64_t i = 0; i < num_queries; ++i) {
-            const int64_t offset = space.order[first + i] * a.query_stride_n + d * a.query_stride_d;
-            pack<FQ>(at<FQ>(a.queries, offset), a.query_stride_d, width, padded, queries + i * kWidth);
+            pack_query(a, space.order[first + i], d, width, padded, queries + i * kWidth);
         }
         for (int64_t j = 0; j < num_rows; ++j) {
-            const int64_t offset = (first_row(a, k) + row0 + j) * a.bank_stride_t + d * a.bank_stride_d;
-            pack<FB>(at<FB>(a.bank, offset), a.bank_stride_d, width, padded, rows + j * kWidth);
+            pack_row(a, first_row(a, k) + row0 + j, d, width, padded, rows + j * kWidth);
         }
         if (num_rows % 2) std::fill_n(rows + num_rows * kWidth, padded, Sum{0});  // a pair's other row, never looked at
         for (int64_t j = 0; j < num_rows; j += 2) {
             const Sum* pair = rows + j * kWidth;
             int64_t i = 0;
             for (; i + 4 <= num_queries; i += 4) {
-                add_distances<FQ, 4>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+                add_distances<Sum, 4>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
             }
             for (; i + 2 <= num_queries; i += 2) {
-                add_distances<FQ, 2>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+                add_distances<Sum, 2>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
             }
-            if (i < num_queries) add_distances<FQ, 1>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+            if (i < num_queries) add_distances<Sum, 1>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
         }
     }
     for (int64_t i = 0; i < num_queries; ++i) {
@@ -138,9 +146,8 @@ void compare(const NearestArgs& a, const Workspace& space, int64_t k, int64_t t,
     }
 }
 
-template <typename FQ, typename FB>
+template <typename Sum>
 void pick(const NearestArgs& a, const Workspace& space, int64_t n) {
-    using Sum = typename FQ::Sum;
     Nearest nearest{std::numeric_limits<double>::infinity(), -1};
     if (has_class(a, n)) {
         const int64_t tiles = num_tiles(filled_rows(a, a.classes[n]));
@@ -156,17 +163,31 @@ void pick(const NearestArgs& a, const Workspace& space, int64_t n) {
         std::fill_n(signs, a.D, int8_t{0});
         return;
     }
-    const auto* query = at<FQ>(a.queries, n * a.query_stride_n);
-    const auto* row = at<FB>(a.bank, (first_row(a, a.classes[n]) + nearest.row) * a.bank_stride_t);
-    for (int64_t d = 0; d < a.D; ++d) {
-        const Sum q = FQ::load(query[d * a.query_stride_d]), r = static_cast<Sum>(FB::load(row[d * a.bank_stride_d]));
-        signs[d] = static_cast<int8_t>((q > r) - (q < r));
+    alignas(64) Sum query[kWidth], row[kWidth];
+    for (int64_t d = 0; d < a.D; d += kWidth) {
+        const int64_t width = std::min(kWidth, a.D - d);
+        pack_query(a, n, d, width, width, query);
+        pack_row(a, first_row(a, a.classes[n]) + nearest.row, d, width, width, row);
+        for (int64_t i = 0; i < width; ++i)
+            signs[d + i] = static_cast<int8_t>((query[i] > row[i]) - (query[i] < row[i]));
     }
 }
 
-template <typename Call>
-void with_dtypes(const NearestArgs& a, const Call& call) {
-    with_dtype(a.queries_dtype, [&](auto q) { with_dtype(a.bank_dtype, [&](auto b) { call(q, b); }); });
+// Tiles of the shares [begin, end).
+template <typename Sum>
+void compare_shares(const NearestArgs& a, int64_t begin, int64_t end) {
+    const Workspace space(a);
+    int64_t tile = 0;
+    for (int64_t k = 0; k < a.K; ++k) {
+        if (space.begin[k] == space.begin[k + 1]) continue;
+        const int64_t tiles = num_tiles(filled_rows(a, k));
+        for (int64_t t = 0; t < tiles; ++t, ++tile) {
+            if (tile % kNearestShares < begin || tile % kNearestShares >= end) continue;
+            for (int64_t first = space.begin[k]; first < space.begin[k + 1]; first += kQueries) {
+                compare<Sum>(a, space, k, t, first, std::min(first + kQueries, space.begin[k + 1]));
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -189,28 +210,19 @@ void nearest_group_cpu(const NearestArgs& a, int64_t, int64_t) {
 }
 
 SIMFAST_CLONES void nearest_compare_cpu(const NearestArgs& a, int64_t begin, int64_t end) {
-    const Workspace space(a);
-    with_dtypes(a, [&](auto q, auto b) {
-        int64_t tile = 0;
-        for (int64_t k = 0; k < a.K; ++k) {
-            if (space.begin[k] == space.begin[k + 1]) continue;
-            const int64_t tiles = num_tiles(filled_rows(a, k));
-            for (int64_t t = 0; t < tiles; ++t, ++tile) {
-                if (tile % kNearestShares < begin || tile % kNearestShares >= end) continue;
-                for (int64_t first = space.begin[k]; first < space.begin[k + 1]; first += kQueries) {
-                    const int64_t last = std::min(first + kQueries, space.begin[k + 1]);
-                    compare<decltype(q), decltype(b)>(a, space, k, t, first, last);
-                }
-            }
-        }
-    });
+    if (a.queries_dtype == Dtype::f64) return compare_shares<double>(a, begin, end);
+    compare_shares<float>(a, begin, end);
 }
 
 SIMFAST_CLONES void nearest_pick_cpu(const NearestArgs& a, int64_t begin, int64_t end) {
     const Workspace space(a);
-    with_dtypes(a, [&](auto q, auto b) {
-        for (int64_t n = begin; n < end; ++n) pick<decltype(q), decltype(b)>(a, space, n);
-    });
+    for (int64_t n = begin; n < end; ++n) {
+        if (a.queries_dtype == Dtype::f64) {
+            pick<double>(a, space, n);
+        } else {
+            pick<float>(a, space, n);
+        }
+    }
 }
 
 }  // namespace simfast

@@ -180,11 +180,23 @@ typename F::Stored gradient(typename F::Sum grad_mean, int32_t count) {
     return F::store(grad_mean / static_cast<typename F::Sum>(std::max(count, 1)));
 }
 
+// Fills plane[begin..end) in whole blocks: what runs over the end is overwritten by the runs after it. Only at the end
+// of the plane, which nothing comes after, single values are written.
+template <typename Stored>
+void fill_run(Stored* plane, int64_t begin, int64_t end, int64_t pixels, Stored value) {
+    constexpr int64_t kBlock = 32 / sizeof(Stored);
+    for (; begin < end && begin + kBlock <= pixels; begin += kBlock) {
+        for (int64_t i = 0; i < kBlock; ++i) plane[begin + i] = value;
+    }
+    for (; begin < end; ++begin) plane[begin] = value;
+}
+
 template <typename F>
 void write_planes(const SegmentMeanBackwardArgs& a, int64_t b, int64_t c0, int64_t c1, const Runs& list) {
     using Stored = typename F::Stored;
     const auto* grads = static_cast<const typename F::Sum*>(a.grad_means) + b * a.num_segments * a.C;
     const int32_t* counts = a.counts + b * a.num_segments;
+    const int64_t pixels = a.H * a.W;
     std::vector<Stored> values(a.num_segments);
     for (int64_t c = c0; c < c1; ++c) {
         for (int64_t s = 0; s < a.num_segments; ++s) values[s] = gradient<F>(grads[s * a.C + c], counts[s]);
@@ -192,11 +204,11 @@ void write_planes(const SegmentMeanBackwardArgs& a, int64_t b, int64_t c0, int64
         int64_t p = 0;
         for (int32_t r = 0; r < *list.count; ++r) {
             const Run run = list.runs[r];
-            for (; p < run.begin; ++p) plane[p] = Stored{0};
-            const Stored value = values[run.segment];
-            for (; p < run.end; ++p) plane[p] = value;
+            if (p < run.begin) fill_run(plane, p, run.begin, pixels, Stored{0});
+            fill_run(plane, run.begin, run.end, pixels, values[run.segment]);
+            p = run.end;
         }
-        for (; p < a.H * a.W; ++p) plane[p] = Stored{0};
+        fill_run(plane, p, pixels, pixels, Stored{0});
     }
 }
 

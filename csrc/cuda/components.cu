@@ -13,7 +13,8 @@
 namespace simfast {
 namespace {
 
-constexpr int kTileThreads = 512, kSeamThreads = 256, kNumberThreads = 1024, kWriteThreads = 256, kWritePixels = 4;
+constexpr int kTileThreads = 512, kSeamThreads = 256, kNumberThreads = 1024, kNumberWords = 4, kWriteThreads = 256,
+              kWritePixels = 4;
 constexpr int kMaxBands = 1024;  // of whole tile rows, one block each, to number
 
 // One image after the other: root bits, then how many roots each tile has.
@@ -135,23 +136,33 @@ __global__ void __launch_bounds__(kNumberThreads)
     const int64_t end = min(int64_t{tiling.bitmap_words()}, begin + int64_t{tile_rows} * kTile * tiling.words);
     const unsigned* bits = workspace.bits + b * tiling.bitmap_words();
     int32_t* image = ids + b * tiling.pixels();
-    for (int64_t word0 = begin; word0 < end; word0 += kNumberThreads) {
-        const int64_t word = word0 + threadIdx.x;
-        const unsigned own = word < end ? bits[word] : 0u;
-        int32_t total;
-        const int32_t rank = first + block_exclusive_sum(shared, __popc(own), total);
+    // Four words a thread: a band of 2,048 columns is then one round, one wait for memory and one scan.
+    for (int64_t word0 = begin; word0 < end; word0 += kNumberThreads * kNumberWords) {
+        const int64_t own_word = word0 + threadIdx.x * kNumberWords;
+        unsigned own[kNumberWords];
+        int32_t own_roots = 0, total;
+#pragma unroll
+        for (int k = 0; k < kNumberWords; ++k) {
+            own[k] = own_word + k < end ? bits[own_word + k] : 0u;
+            own_roots += __popc(own[k]);
+        }
+        int32_t rank = first + block_exclusive_sum(shared, own_roots, total);
         first += total;
-        // A warp writes the ids of its 32 words together, a word at a time, a lane a bit: coalesced where roots are
-        // dense, and quick over the many empty words where they are not.
-        for (unsigned filled = __ballot_sync(kFullWarp, own != 0); filled; filled &= filled - 1) {
-            const int source = __ffs(filled) - 1;
-            const unsigned shown = __shfl_sync(kFullWarp, own, source);
-            const int32_t shown_rank = __shfl_sync(kFullWarp, rank, source);
-            const int32_t shown_word = static_cast<int32_t>(word - lane + source);
-            if (shown >> lane & 1) {
-                const int32_t y = shown_word / tiling.words, x = shown_word % tiling.words * 32 + lane;
-                image[y * tiling.W + x] = shown_rank + __popc(shown & bits_below(lane)) + 1;
+        // A warp writes the ids of its words together, a word at a time, a lane a bit: coalesced where roots are dense,
+        // and quick over the many empty words where they are not.
+#pragma unroll
+        for (int k = 0; k < kNumberWords; ++k) {
+            for (unsigned filled = __ballot_sync(kFullWarp, own[k] != 0); filled; filled &= filled - 1) {
+                const int source = __ffs(filled) - 1;
+                const unsigned shown = __shfl_sync(kFullWarp, own[k], source);
+                const int32_t shown_rank = __shfl_sync(kFullWarp, rank, source);
+                const int32_t word = static_cast<int32_t>(own_word + (source - lane) * kNumberWords + k);
+                if (shown >> lane & 1) {
+                    const int32_t y = word / tiling.words, x = word % tiling.words * 32 + lane;
+                    image[y * tiling.W + x] = shown_rank + __popc(shown & bits_below(lane)) + 1;
+                }
             }
+            rank += __popc(own[k]);
         }
     }
     if (band == bands - 1 && threadIdx.x == 0) counts[b] = first;

@@ -101,7 +101,8 @@ def nearest_l1_compare_kernel(
         b0, b1, b2, b3 = _load_four(bank_at, WIDTH, column, D, filled_row, True, EVEN)
         out = shares + chunk * R.to(tl.int64) + row
         bit = tl.arange(0, 32)
-        for base in range(query0, tl.minimum(query0 + QUERIES, N), 32):
+        base = query0
+        while base < tl.minimum(query0 + QUERIES, N):
             k_of = tl.load(classes + base + bit, mask=base + bit < N, other=-1)
             mine = tl.sum(tl.where(k_of == k, 1 << bit, 0), 0)
             while mine != 0:
@@ -114,6 +115,7 @@ def nearest_l1_compare_kernel(
                 q0, q1, q2, q3 = _load_four(query_at, WIDTH, column, D, filled_row, False, EVEN)
                 share = (tl.abs(q0 - b0) + tl.abs(q1 - b1)) + (tl.abs(q2 - b2) + tl.abs(q3 - b3))
                 tl.store(out + n * chunks * R, tl.sum(share, 1), mask=row < count)
+            base += 32
 
 
 @triton.jit
@@ -132,8 +134,8 @@ def nearest_l1_pick_kernel(
     K,
     T,
     R,
-    D,
     chunks,
+    D: tl.constexpr,
     CHUNKS: tl.constexpr,  # a power of two, at least chunks
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -145,7 +147,8 @@ def nearest_l1_pick_kernel(
     count = tl.where(known, count, 0)
     chunk = tl.arange(0, CHUNKS)[:, None]
     best = tl.full([], NOTHING, tl.int64)
-    for row0 in range(0, count, ROWS):
+    row0 = tl.full([], 0, tl.int64)
+    while row0 < count:
         row = row0 + tl.arange(0, ROWS)
         at = shares + (n * chunks + chunk) * R + row[None, :]
         distance = tl.sum(tl.load(at, mask=(chunk < chunks) & (row < count)[None, :], other=0), 0)
@@ -154,6 +157,7 @@ def nearest_l1_pick_kernel(
         bits = tl.where(distance == distance, distance.to(tl.int32, bitcast=True), -1)
         key = (bits.to(tl.int64) << 32) | row.to(tl.int64)
         best = tl.minimum(best, tl.min(tl.where(row < count, key, NOTHING), 0))
+        row0 += ROWS
     found = best != NOTHING
     nearest = tl.where(found, best & 0xFFFFFFFF, -1)
     tl.store(rows + n, nearest)
@@ -175,7 +179,7 @@ def nearest_l1_backward_kernel(
     rows,  # in   int64 [N]
     signs,  # in   int8 [N, D]
     grad_queries,  # out  [N, D]
-    D,
+    D: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
@@ -254,8 +258,8 @@ def forward(
             num_classes,
             len(bank),
             max_rows,
-            width,
             chunks,
+            D=width,
             CHUNKS=num_chunks,
             ROWS=max(2048 // num_chunks, 1),
             WIDTH=1024,
@@ -271,6 +275,6 @@ def backward(grad: Tensor, rows: Tensor, signs: Tensor, dtype: torch.dtype) -> T
     if signs.numel():
         with torch.cuda.device_of(signs):
             nearest_l1_backward_kernel[(num_queries,)](
-                grad, grad.stride(0), rows, signs, grad_queries, width, WIDTH=1024, num_warps=4
+                grad, grad.stride(0), rows, signs, grad_queries, D=width, WIDTH=1024, num_warps=4
             )
     return grad_queries
