@@ -199,8 +199,8 @@ _STREETS = Config(
     workers=0,
     arch="resnet18",
     batch_size=2,
-    steps=400,
-    schedule_steps=500,
+    steps=300,
+    schedule_steps=400,
     # From random weights: batch norm makes the backbone want a large rate, while the head sees large features.
     lr=0.05,
     head_lr_factor=0.002,
