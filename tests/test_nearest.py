@@ -177,9 +177,17 @@ def test_no_wrong_class_or_count_is_followed(device):
     distances, rows = ops.nearest_l1(queries, classes, bank, torch.tensor([-5, 0, 0], device=device))
     assert rows.tolist() == [-1] * 7
     assert distances.isinf().all()
-    too_many = ops.nearest_l1(queries, classes * 0 + 2, bank, torch.tensor([0, 0, 2**40], device=device))
-    just_all = ops.nearest_l1(queries, classes * 0 + 2, bank, torch.tensor([0, 0, 4], device=device))
-    assert_same(too_many[0], just_all[0])
+    for k in (0, 2):  # a count too large must lead neither into the next class nor behind the last one
+        whole = ops.nearest_l1(queries, classes * 0 + k, bank, torch.tensor([4, 4, 4], device=device))
+        too_many = ops.nearest_l1(queries, classes * 0 + k, bank, torch.tensor([2**40, 4, 5], device=device))
+        assert_same(too_many[0], whole[0])
+        assert_same(too_many[1], whole[1])
+    flat, starts = bank.flatten(0, 1), torch.tensor([10, -1], device=device)
+    of = torch.arange(7, device=device) % 2
+    beyond = nearest_l1_ragged(queries, of, flat, starts, torch.tensor([4, 4], device=device), 4)
+    cut = nearest_l1_ragged(queries, of, flat, starts.abs(), torch.tensor([2, 0], device=device), 4)
+    assert_same(beyond[0], cut[0])
+    assert_same(beyond[1], cut[1])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -93,12 +93,22 @@ def nan_comes_out_and_what_is_not_filled_stays_out():
 
 
 def wrong_classes_and_counts_lead_nowhere():
+    from simfast.ops import nearest_triton
+
     queries, _, bank, _ = whole_numbers(7, 2, 4, 10)
     classes = torch.tensor([2, -2, 2**40, -(2**63), 2**63 - 1, 2**32, 0])
     assert nearest(queries, classes, bank, torch.tensor([-5, 4]))[1].tolist() == [-1] * 7
-    too_many = nearest(queries, classes * 0 + 1, bank, torch.tensor([0, 2**40]))
-    check(queries, classes * 0 + 1, bank, torch.tensor([0, 4]))
-    assert_same(too_many[1], nearest(queries, classes * 0 + 1, bank, torch.tensor([0, 4]))[1])
+    for k in (0, 1):
+        check(queries, classes * 0 + k, bank, torch.tensor([4, 4]))
+        whole = nearest(queries, classes * 0 + k, bank, torch.tensor([4, 4]))
+        too_many = nearest(queries, classes * 0 + k, bank, torch.tensor([2**40, 5]))
+        for got, want in zip(too_many, whole, strict=True):
+            assert_same(got, want)
+    flat, starts = bank.flatten(0, 1), torch.tensor([6, -1])
+    beyond = nearest_triton.forward(queries, torch.arange(7) % 2, flat, starts, torch.tensor([4, 4]), 4)
+    cut = nearest_triton.forward(queries, torch.arange(7) % 2, flat, starts.abs(), torch.tensor([2, 0]), 4)
+    for got, want in zip(beyond, cut, strict=True):
+        assert_same(got, want)
 
 
 def backward_scales_the_signs_and_is_zero_without_a_row():
