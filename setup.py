@@ -19,6 +19,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 NAME = "simfast._simfast"
+# Machine code for each; for what comes after, the newest one's PTX as well.
+ARCHITECTURES = "80-real;86-real;89-real;90-real;100-real;120"
 
 
 def find_nvcc() -> str | None:
@@ -61,7 +63,7 @@ class CMakeBuild(build_ext):
         }
         if nvcc:
             options["CMAKE_CUDA_COMPILER"] = nvcc
-            options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES", "")
+            options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES") or ARCHITECTURES
         defines = [f"-D{key}={value}" for key, value in options.items()]
         # cmake and ninja may be packages beside this Python, whose folder need not be on the PATH.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
