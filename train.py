@@ -13,6 +13,8 @@ from typing import Any
 
 # Deterministic matrix products on a GPU need this before the first one (NVIDIA cuBLAS documentation).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# CPU threads that wait by spinning make a step several times slower as soon as another program wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import yaml
