@@ -67,7 +67,8 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     loader, held_out, class_ids = open_data(config, first)
     trainer = build_trainer(config, device, resumed)
     held_out_loader = evaluation_loader(held_out, 1, config.workers)
-    log.info("%s on %s, %s, run folder %s", config.arch, device, f"from step {first}" if first else "new", out)
+    ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
+    log.info("%s on %s%s, %s, run folder %s", config.arch, device, ops, f"from step {first}" if first else "new", out)
 
     def save(name: str, step: int) -> None:
         progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
