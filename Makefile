@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# CPU threads that spin while they wait get in the way of whatever else runs.
+export OMP_WAIT_POLICY ?= passive
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
 .PHONY: install train test clean

@@ -199,13 +199,13 @@ _STREETS = Config(
     workers=0,
     arch="resnet18",
     batch_size=2,
-    steps=300,
-    schedule_steps=400,
+    steps=250,
+    schedule_steps=350,
     # From random weights: batch norm makes the backbone want a large rate, while the head sees large features.
     lr=0.05,
     head_lr_factor=0.002,
     log_every=10,
-    eval_every=100,
+    eval_every=50,
 )
 PRESETS = {
     # A few minutes on two CPU cores.
