@@ -161,7 +161,7 @@ def test_segmentation_loss_is_the_mean_over_labelled_pixels_and_zero_without_any
     torch.testing.assert_close(segmentation_loss(logits, labels), expected)
     empty = segmentation_loss(logits, torch.full_like(labels, 255))
     empty.backward()
-    assert float(empty) == 0
+    assert empty.item() == 0
     assert not logits.grad.any()
 
 
