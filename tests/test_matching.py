@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from skimage.measure import label as sk_label
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simfast.bank import RingBank
 from simfast.losses import adversarial_loss, segmentation_loss
@@ -139,6 +140,25 @@ def test_a_write_of_more_vectors_than_slots_keeps_the_last_ones():
     assert bank.filled().tolist() == [3, 1, 0]
     assert bank.filled(only_full=True).tolist() == [3, 0, 0]
     assert bank.written.tolist() == [5, 1, 0]
+
+
+class Destinations(TorchDispatchMode):
+    """Notes the rows that index_copy_ writes to."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.index_copy_.default:
+            self.rows = args[2].tolist()
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_row_is_written_twice_in_one_call():
+    # On a GPU the winner of two writes to one row would not be the same in every run; a CPU cannot show that.
+    bank = RingBank([3, 2], 1)
+    with Destinations() as seen:
+        bank.write(torch.arange(8.0)[:, None], torch.tensor([0, 0, -1, 0, 1, 0, 0, -1]))
+    spare = len(bank.storage) - 1
+    written = [row for row in seen.rows if row != spare]
+    assert sorted(written) == [0, 1, 2, 3]
 
 
 def test_correct_labels_are_the_agreement_of_prediction_and_shrunken_truth():
