@@ -21,7 +21,7 @@ class StuffInstanceMatching(nn.Module):
     """Remembers region features of source images, and pulls those of target images towards the nearest remembered one.
 
     The memory is held in buffers: it is saved, restored and moved with the module. On the fused ops neither call reads
-    anything back to the host, so both can be part of a CUDA graph. Put into any trainer as
+    anything back to the host, and no shape depends on a value. Put into any trainer as
 
         matching.remember(source_features, correct_labels(source_logits, source_labels))
         stuff_loss, instance_loss = matching(target_features, predicted_labels(target_logits))

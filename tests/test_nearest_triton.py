@@ -15,9 +15,6 @@ import torch
 from simfast import reference
 from simfast.testing import assert_same
 
-pytest.importorskip("triton", reason="no Triton")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Interpreted. Triton decides on import whether to interpret, so that this takes a process of its own: this very file.
 # ----------------------------------------------------------------------------------------------------------------------
