@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ADVERSARY_LABELS = {"source": 0.0, "target": 1.0}
+ADVERSARIAL_KINDS = ("bce", "ls-gan")
+
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [B, K, h, w] bilinearly resized to size (H, W) with aligned corners, as Eq. 1 and Eq. 2 see them."""
@@ -32,19 +35,30 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tens
     return per_pixel.sum() / (labels != ignore).sum().clamp(min=1)
 
 
-def adversarial_loss(judgement: Tensor, domain: str) -> Tensor:
-    """Binary cross entropy of the discriminator's logits against one domain, mean over its positions.
+def adversarial_loss(judgement: Tensor, domain: str, kind: str = "bce") -> Tensor:
+    """How far the discriminator's outputs are from one domain's label, mean over its positions.
 
     With "source" on a target image it is what the generator minimises (Eq. 2); with each image's own domain it is one
     term of the discriminator's loss (Eq. 3).
 
     Args:
-        judgement: float, the discriminator's logits, any shape.
+        judgement: float, the discriminator's outputs, any shape.
         domain: "source" (label 0) or "target" (label 1).
+        kind: "bce", binary cross entropy of the outputs taken as logits (Eq. 2-3), or "ls-gan", the mean of their
+            squared distance to the label (Mao et al. 2017; AdaptSegNet's `--gan LS`).
 
     Returns:
         float32 scalar.
+
+    Raises:
+        ValueError: another domain or kind.
     """
-    label = {"source": 0.0, "target": 1.0}[domain]
+    if domain not in ADVERSARY_LABELS:
+        raise ValueError(f"adversarial_loss: domain must be one of {', '.join(ADVERSARY_LABELS)}, got {domain!r}")
+    if kind not in ADVERSARIAL_KINDS:
+        raise ValueError(f"adversarial_loss: kind must be one of {', '.join(ADVERSARIAL_KINDS)}, got {kind!r}")
     judgement = judgement.float()
-    return F.binary_cross_entropy_with_logits(judgement, torch.full_like(judgement, label))
+    label = torch.full_like(judgement, ADVERSARY_LABELS[domain])
+    if kind == "ls-gan":
+        return F.mse_loss(judgement, label)
+    return F.binary_cross_entropy_with_logits(judgement, label)
