@@ -1,8 +1,11 @@
 """DeepLabV2 and the discriminator: names, sizes, dilations and strides of the AdaptSegNet family."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from simfast.models import ARCHITECTURES, Discriminator, deeplab_v2
 
@@ -174,6 +177,49 @@ def test_running_statistics_move_in_train_mode_and_stay_put_when_frozen(mode):
     assert {name for name, p in model.named_parameters() if p.requires_grad} <= changed
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_per_domain_running_statistics_are_those_of_the_target_alone(arch):
+    torch.manual_seed(0)
+    both = deeplab_v2(arch, num_classes=3, batch_norm="per-domain")
+    target_alone = deeplab_v2(arch, num_classes=3)
+    target_alone.load_state_dict(both.state_dict())
+    for source, target in torch.randn(2, 2, 2, 3, 33, 33):
+        expected = copy.deepcopy(target_alone)(source)
+        for ours, theirs in zip(both(source, domain="source"), expected, strict=True):
+            assert torch.equal(ours, theirs)
+        for ours, theirs in zip(both(target, domain="target"), target_alone(target), strict=True):
+            assert torch.equal(ours, theirs)
+    theirs = target_alone.state_dict()
+    assert theirs["layer4.1.bn2.num_batches_tracked"] == 2
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in both.state_dict().items())
+    both.eval(), target_alone.eval()
+    assert torch.equal(both(source, domain="source")[1], target_alone(source)[1])
+
+
+def test_the_domain_matters_in_per_domain_training_alone():
+    torch.manual_seed(0)
+    source, target = deeplab_v2("resnet18", num_classes=3), deeplab_v2("resnet18", num_classes=3)
+    source.load_state_dict(target.state_dict())
+    images = torch.randn(1, 3, 33, 33)
+    source(images, domain="source"), target(images)
+    assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
+def test_per_domain_compiles_whole_with_one_graph_for_each_domain():
+    torch.manual_seed(0)
+    model = deeplab_v2("resnet18", num_classes=3, batch_norm="per-domain")
+    before = model.bn1.running_mean.clone()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    images = torch.randn(1, 3, 33, 33)
+    compiled(images, domain="source")
+    assert torch.equal(model.bn1.running_mean, before)
+    compiled(images, domain="target")
+    assert not torch.equal(model.bn1.running_mean, before)
+    compiled(images, domain="source"), compiled(images, domain="target")
+    assert counter.frame_count == 2
+
+
 def test_random_resnet_keeps_the_scale_of_its_input():
     torch.manual_seed(0)
     features, _ = deeplab_v2("resnet18")(torch.randn(1, 3, 64, 64))
@@ -196,7 +242,7 @@ def test_vgg16_starts_fc6_and_fc7_small_and_the_other_convolutions_at_kaiming_sc
         ({"arch": "resnet34"}, "arch must be one of resnet18.*'resnet34'"),
         ({"arch": "resnet18", "num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"arch": "resnet18", "head_dilations": ()}, "head_dilations must be"),
-        ({"arch": "resnet18", "batch_norm": "sync"}, "batch_norm must be one of train, frozen, got 'sync'"),
+        ({"arch": "resnet18", "batch_norm": "sync"}, "batch_norm must be one of train, frozen, per-domain, got 'sync'"),
     ],
 )
 def test_a_wrong_option_is_named(options, said):
@@ -208,6 +254,8 @@ def test_a_wrong_input_shape_is_named():
     model = on_meta("resnet18")
     with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\], got \[3, 8, 8\]"):
         model(torch.empty(3, 8, 8, device="meta"))
+    with pytest.raises(ValueError, match="domain must be one of source, target, got 'city'"):
+        model(torch.empty(1, 3, 8, 8, device="meta"), domain="city")
     with pytest.raises(ValueError, match=r"vectors must be \[N, 512\], got \[4, 19\]"):
         model.classify(torch.empty(4, 19, device="meta"))
 

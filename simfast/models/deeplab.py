@@ -11,7 +11,8 @@ from torch import Tensor, nn
 RESNET_STAGES = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 ARCHITECTURES = (*RESNET_STAGES, "vgg16")
 VGG16_FC6_FC7 = ("features.29", "features.31")
-BATCH_NORM_MODES = ("train", "frozen")
+BATCH_NORM_MODES = ("train", "frozen", "per-domain")
+DOMAINS = ("source", "target")
 
 
 def deeplab_v2(
@@ -34,7 +35,9 @@ class DeepLabV2(nn.Module):
         arch: "resnet18", "resnet50", "resnet101" or "vgg16".
         num_classes: K, at least 2.
         head_dilations: one branch of the head per entry; the released code's live branches are (6, 12).
-        batch_norm: "train" follows .train() and .eval(); "frozen" keeps batch norms on their running statistics always.
+        batch_norm: "train" follows .train() and .eval(), and both domains move the running statistics; "frozen" keeps
+            batch norms on their running statistics always; "per-domain" is "train", but a source batch leaves the
+            running statistics alone, so that they are the target's (AdaBN, Li et al. 2017).
 
     Attributes:
         arch, num_classes: as given.
@@ -82,7 +85,7 @@ class DeepLabV2(nn.Module):
 
     def _build_resnet(self, depths: Sequence[int], block: type["BasicBlock"] | type["Bottleneck"]) -> int:
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = _batch_norm(64)
+        self.bn1 = BatchNorm(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=True)
         channels, strides, dilations = 64, (1, 2, 1, 1), (1, 1, 2, 4)
@@ -92,7 +95,7 @@ class DeepLabV2(nn.Module):
             blocks = [block(channels, width, stride, dilation)]
             channels = width * block.expansion
             blocks += [block(channels, width, 1, dilation) for _ in range(depth - 1)]
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            self.add_module(f"layer{index + 1}", Stage(*blocks))
         return channels
 
     @property
@@ -100,26 +103,31 @@ class DeepLabV2(nn.Module):
         """The classification head C, a module of this network."""
         return self.get_submodule(self.head_name)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, domain: str = "target") -> tuple[Tensor, Tensor]:
         """Features and logits at stride 8.
 
         Args:
             images: floating [B, 3, H, W], normalised as the weights want it (`simfast.models.normalise`).
+            domain: "source" or "target"; matters for batch_norm "per-domain" in training alone.
 
         Returns:
             features [B, C, h, w], the raw post-ReLU res5 map (VGG16: post-ReLU fc7), and logits [B, K, h, w].
             ResNets: h = ceil((ceil(H / 2) // 2 + 1) / 2), so 720 -> 91; VGG16: h = H // 8, so 720 -> 90. Same for w.
 
         Raises:
-            ValueError: images of another rank or channel count.
+            ValueError: images of another rank or channel count; another domain.
         """
+        if domain not in DOMAINS:
+            raise ValueError(f"DeepLabV2: domain must be one of {', '.join(DOMAINS)}, got {domain!r}")
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"DeepLabV2: images must be [B, 3, H, W], got {list(images.shape)}")
         if self.arch == "vgg16":
             features = self.features(images)
         else:
-            features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-            features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+            track = self.batch_norm != "per-domain" or domain == "target"
+            features = self.maxpool(self.relu(self.bn1(self.conv1(images), track)))
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                features = stage(features, track)
         return features, self.head(features)
 
     def classify(self, vectors: Tensor) -> Tensor:
@@ -187,6 +195,42 @@ class DilatedHead(nn.Module):
         return F.linear(vectors, weight, bias)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm with frozen affine parameters, whose running statistics a training batch can leave alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.weight.requires_grad_(False)
+        self.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        """x [B, C, H, W] normalised; track False: in training, without a trace in the running statistics."""
+        if self.training and not track:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
+
+
+class Stage(nn.Sequential):
+    """Blocks one after the other, each told whether to track statistics."""
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        for block in self:
+            x = block(x, track)
+        return x
+
+
+class Downsample(nn.Sequential):
+    """The residual branch where a block changes the channels or the stride: a 1x1 convolution and a batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False), BatchNorm(out_channels)
+        )
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        return self[1](self[0](x), track)
+
+
 class BasicBlock(nn.Module):
     """ResNet-18's block: two 3x3 convolutions, the stride on the first, both dilated."""
 
@@ -195,16 +239,16 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, dilation: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, width, stride, dilation)
-        self.bn1 = _batch_norm(width)
+        self.bn1 = BatchNorm(width)
         self.conv2 = _conv3x3(width, width, 1, dilation)
-        self.bn2 = _batch_norm(width)
+        self.bn2 = BatchNorm(width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(in_channels, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x, track)
+        out = self.relu(self.bn1(self.conv1(x), track))
+        out = self.bn2(self.conv2(out), track)
         return self.relu(out + residual)
 
 
@@ -217,19 +261,19 @@ class Bottleneck(nn.Module):
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, stride=stride, bias=False)
-        self.bn1 = _batch_norm(width)
+        self.bn1 = BatchNorm(width)
         self.conv2 = _conv3x3(width, width, 1, dilation)
-        self.bn2 = _batch_norm(width)
+        self.bn2 = BatchNorm(width)
         self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
-        self.bn3 = _batch_norm(out_channels)
+        self.bn3 = BatchNorm(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x, track)
+        out = self.relu(self.bn1(self.conv1(x), track))
+        out = self.relu(self.bn2(self.conv2(out), track))
+        out = self.bn3(self.conv3(out), track)
         return self.relu(out + residual)
 
 
@@ -239,20 +283,11 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) ->
     )
 
 
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels)
-    norm.weight.requires_grad_(False)
-    norm.bias.requires_grad_(False)
-    return norm
-
-
-def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def _downsample(in_channels: int, out_channels: int, stride: int) -> Downsample | None:
     # The family also asks for one in every dilated stage, but there the channels change anyway: the same blocks.
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False), _batch_norm(out_channels)
-    )
+    return Downsample(in_channels, out_channels, stride)
 
 
 def _vgg16_layers() -> nn.Sequential:
