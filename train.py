@@ -1,5 +1,6 @@
 """Train and adapt a segmentation network: `python train.py --stage 1` runs on the embedded `streets`; see --help."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -24,33 +25,56 @@ from simfast import checkpoint, report
 from simfast.cli import parse
 from simfast.config import Config
 from simfast.console import StopSignals, set_up_logging
-from simfast.data import open_dataset
 from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
 from simfast.data.loader import DomainLoader, evaluation_loader
+from simfast.data.parts import open_held_out, open_source, open_target, scored_classes
 from simfast.evaluate import evaluate
 from simfast.matching import StuffInstanceMatching
 from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
+from simfast.models.restore import restore_model
 from simfast.models.weights import load_weights
+from simfast.pseudo_labels import make_pseudo_labels
 from simfast.step import Trainer
 
 log = logging.getLogger("simfast")
+# Which of the settings every result is printed with.
+RESULT_SETTINGS = ("stage", "recipe", "seed", "source", "target", "arch", "transfer", "fda_beta", "source_images")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """One run, from the command line to its last evaluation.
 
     Returns:
-        What `result.json` in the run's folder holds: {"step", "last", "best", "seconds"}, scores as rows of metrics.
+        What `result.json` in the run's folder holds: {"row", "step", "last", "best", "seconds" ...}, scores as rows of
+        metrics; with `--stage all`, {"stage1", "stage2"} of these.
 
     Raises:
         SystemExit: bad settings or data (a message), or a signal (128 + its number; a checkpoint is saved first).
     """
     config = parse(sys.argv[1:] if argv is None else argv)
     try:
-        return train(config, pick_device(config), run_folder(config))
+        device, out = pick_device(config), run_folder(config)
+        return both_stages(config, device, out) if config.stage == "all" else train(config, device, out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"train.py: {error}") from error
+
+
+def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
+    """Stage 1, then stage 2 with pseudo labels of its best checkpoint, each in a folder of its own. What an interrupted
+    run has finished is kept."""
+    report.write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
+    results: dict[str, Any] = {}
+    for stage, first in ((1, None), (2, out / "stage1")):
+        folder = out / f"stage{stage}"
+        folder.mkdir(exist_ok=True)
+        last = folder / "last.pt"
+        resume = last if last.exists() else None
+        one = dataclasses.replace(config, stage=stage, stage1=first, out=folder, resume=resume)
+        done = folder / "result.json"
+        results[f"stage{stage}"] = json.loads(done.read_text()) if done.exists() else train(one, device, folder)
+    report.write_text(out / "result.json", json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
@@ -61,10 +85,11 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     torch.backends.cudnn.benchmark = not config.deterministic
     resumed = checkpoint.load(config.resume) if config.resume else None
     first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
-    recipe = yaml.safe_dump(config.recipe(), sort_keys=False)
-    log.info("%s", recipe)
+    settings = yaml.safe_dump(config.portable(), sort_keys=False)
+    log.info("%s", settings)
 
-    loader, held_out, class_ids = open_data(config, first)
+    pseudo_labels = find_pseudo_labels(config, device, out) if config.stage == 2 else None
+    loader, held_out, class_ids = open_data(config, first, pseudo_labels)
     trainer = build_trainer(config, device, resumed)
     held_out_loader = evaluation_loader(held_out, 1, config.workers)
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
@@ -74,10 +99,10 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
         progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
         checkpoint.save(out / name, trainer.state_dict() | progress | {"random": checkpoint.random_state()})
 
-    report.write_text(out / "config.yaml", recipe)
+    report.write_text(out / "config.yaml", settings)
     metrics = report.Metrics(out, first)
     started, sums, since = time.monotonic(), None, first
-    bar = tqdm(total=config.steps, initial=first, desc=config.method, unit="step", dynamic_ncols=True)
+    bar = tqdm(total=config.steps, initial=first, desc=config.row, unit="step", dynamic_ncols=True)
     with StopSignals() as stop, bar, closing(metrics):
         for step, batch in zip(range(first + 1, config.steps + 1), loader):  # noqa: B905  the loader is endless
             losses = trainer.step(step - 1, *(x if x is None else x.to(device, non_blocking=True) for x in batch))
@@ -94,7 +119,13 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
 
             if step % config.eval_every == 0 or step == config.steps:
                 scores, pictures = evaluate(
-                    trainer.model, held_out_loader, class_ids, trainer.convention, device, config.panel_images
+                    trainer.model,
+                    held_out_loader,
+                    class_ids,
+                    trainer.convention,
+                    device,
+                    config.panel_images,
+                    labelled_ids=held_out.class_ids,
                 )
                 last = report.score_row(scores)
                 metrics.write("eval", step, last)
@@ -112,41 +143,57 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                 log.info("stopped by %s after step %d; continue with --resume %s", stop.received.name, step, out)
                 raise SystemExit(128 + stop.received)
 
-    report.save_curve(out / "curve.png", {config.method: report.read_metrics(metrics.path)})
-    result = {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
+    report.save_curve(out / "curve.png", {config.row: report.read_metrics(metrics.path)})
+    result = {"row": config.row} | {key: config.to_dict()[key] for key in RESULT_SETTINGS}
+    result |= {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
     report.write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
+    log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
     log.info("\n%s\n", report.score_table({f"last ({last['step']})": last, f"best ({best['step']})": best}))
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
     return result
 
 
-def open_data(config: Config, position: int) -> tuple[DomainLoader, Any, list[int]]:
-    """Training batches from a position on, the held-out set, and the classes that both label. target-only trains on
-    the target's labels as source-only does on the source's."""
-    labelled = config.method == "target-only"
-    target_of = (config.target, config.target_root)
-    target = open_dataset(*target_of, config.target_split, config.target_size, labelled=labelled, ids=config.target_ids)
-    held_out = open_dataset(
-        *target_of, config.eval_split, config.target_size, resize_labels=False, ids=config.target_ids
-    )
-    source = target
-    if not labelled:
-        source = open_dataset(
-            config.source, config.source_root, config.source_split, config.source_size, ids=config.source_ids
+def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
+    """The folder of stage 2's pseudo labels; made by stage 1's network where it is not complete yet (Eq. 9)."""
+    folder = config.pseudo_labels or out / "pseudo-labels"
+    if (folder / "thresholds.json").exists() and (config.resume or config.stage1 is None):
+        return folder
+    if config.stage1 is None:
+        raise ValueError(f"pseudo_labels: {folder} must be complete (no thresholds.json there), or give --stage1")
+    path = checkpoint.resolve(config.stage1, "best.pt")
+    model, convention, _ = restore_model(path, arch=config.arch, device=device)
+    with StopSignals() as stop:
+        make_pseudo_labels(
+            model,
+            open_target(config),
+            folder,
+            convention,
+            device,
+            softmax_at=config.pseudo_softmax,
+            cap=config.pseudo_cap,
+            workers=config.workers,
+            stop=lambda: stop.received is not None,
+            info={"checkpoint": str(path)},
         )
-    adversarial = target if config.method in ("aa", "aa+sim") else None
-    loader = DomainLoader(
-        source, adversarial, config.batch_size, config.seed, config.workers, config.flip, position=position
-    )
+        if stop.received:
+            raise SystemExit(128 + stop.received)
+    return folder
+
+
+def open_data(config: Config, position: int, pseudo_labels: Path | None) -> tuple[DomainLoader, Any, list[int]]:
+    """Training batches from a position on, the held-out set, and the classes whose mean IoU decides. target-only trains
+    on the target's labels as source-only does on the source's."""
+    held_out = open_held_out(config)
+    if config.method == "target-only":
+        source, target = open_target(config, labelled=True), None
+    else:
+        source, target = open_source(config), open_target(config, pseudo_labels)
+    seen = target if config.uses_target or config.transfer != "none" else None
+    loader = DomainLoader(source, seen, config.batch_size, config.seed, config.workers, config.flip, position=position)
     log.info(
-        "%s: %d labelled, %d unlabelled, %d held-out images", config.method, len(source), len(target), len(held_out)
+        "%s: %d labelled, %d target, %d held-out images", config.row, len(source), len(target or source), len(held_out)
     )
-    class_ids = sorted(set(source.class_ids) & set(held_out.class_ids))
-    if not class_ids:
-        raise ValueError(
-            f"source and target: must label a class in common, got {source.class_ids}, {held_out.class_ids}"
-        )
-    return loader, held_out, class_ids
+    return loader, held_out, scored_classes(config, source, held_out)
 
 
 def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:
@@ -155,7 +202,7 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
     convention = None if config.convention == "auto" else config.convention
     if config.weights and not resumed:
         convention = load_weights(model, config.weights, convention).convention
-    discriminator = Discriminator(NUM_CLASSES) if config.method in ("aa", "aa+sim") else None
+    discriminator = Discriminator(NUM_CLASSES) if config.adversarial else None
     matching = None
     if config.method == "aa+sim":
         rows, most = config.stuff_rows, config.max_instances
@@ -180,9 +227,9 @@ def run_folder(config: Config) -> Path:
     """The folder to write to; a new run never writes into one that holds a run already."""
     out = config.out
     if out is None:
-        names = (f"{config.preset}-{config.method}-{n}" for n in itertools.count(1))
+        names = (f"{config.preset}-{config.row}-{n}" for n in itertools.count(1))
         out = next(path for name in names if not (path := Path("runs") / name).exists())
-    elif config.resume is None and (out / "metrics.jsonl").exists():
+    elif config.resume is None and any((out / name).exists() for name in ("last.pt", "stage1")):
         raise ValueError(f"out: {out} holds a run already; continue it with --resume {out}, or choose another")
     out.mkdir(parents=True, exist_ok=True)
     return out

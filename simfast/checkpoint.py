@@ -43,9 +43,9 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def resolve(path: Path) -> Path:
-    """The checkpoint to continue from: the file itself, or `last.pt` of a run folder."""
-    return path / "last.pt" if path.is_dir() else path
+def resolve(path: Path, name: str = "last.pt") -> Path:
+    """The checkpoint meant: the file itself, or the one of that name in a run folder."""
+    return path / name if path.is_dir() else path
 
 
 def random_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trainer's settings: one frozen dataclass, and presets."""
+"""The trainer's settings: one frozen dataclass."""
 
 import dataclasses
 import difflib
@@ -14,6 +14,9 @@ def _require(holds: bool, name: str, rule: str, came: Any) -> None:
         raise ValueError(f"{name}: {rule}, got {came!r}")
 
 
+DataSet = Literal["streets", "camvid", "folder", "gta5", "synthia", "cityscapes"]
+
+
 @dataclass(frozen=True)
 class Config:
     """Adapt a segmentation network from a labelled source to an unlabelled target by stuff and instance matching.
@@ -21,12 +24,15 @@ class Config:
     Order of precedence: this command line, then --config, then --preset. With --resume, the stored settings come first.
     """
 
-    stage: Literal[1] = 1
-    """Training stage: 1 trains on source labels and adapts (Eq. 12)."""
+    stage: Literal[1, 2, "all"] = 1
+    """1 trains on source labels and adapts (Eq. 12). 2 starts anew with pseudo labels of the target as well (Eq. 13).
+    all: one after the other, in OUT/stage1 and OUT/stage2."""
     method: Literal["source-only", "aa", "aa+sim", "target-only"] = "aa+sim"
     """Source labels alone; plus adversarial adaptation; plus stuff and instance matching; or target labels alone."""
-    preset: Literal["auto", "streets", "streets-gpu", "camvid", "paper"] = "auto"
-    """Named starting point. auto: streets on a CPU, streets-gpu on a GPU."""
+    preset: Literal["auto", "streets", "streets-gpu", "camvid", "gta5", "synthia"] = "auto"
+    """Named starting point; gta5 and synthia are the paper's. auto: streets on a CPU, streets-gpu on a GPU."""
+    recipe: Literal["paper", "released"] = "paper"
+    """Sets every option in which the authors' released code differs from what they wrote."""
     config: Path | None = None
     """YAML file of settings, named as here (with - or _)."""
     out: Path | None = None
@@ -38,7 +44,7 @@ class Config:
     seed: int = 0
     """Seed of initial weights, data order and flips."""
 
-    source: Literal["streets", "camvid", "folder"] = "folder"
+    source: DataSet = "gta5"
     """Labelled data set."""
     source_root: Path | None = None
     """Its folder (streets is embedded and has none)."""
@@ -46,9 +52,16 @@ class Config:
     """Its part to train on."""
     source_ids: Path | None = None
     """YAML or JSON map {raw id: train id} of a folder's labels. Default: they are Cityscapes train ids."""
+    source_images: Path | None = None
+    """Folder of transferred source images under the source's own names, used in their place (image transfer, IT)."""
+    transfer: Literal["none", "fda", "lab"] = "none"
+    """Image transfer in the step itself, towards the target images of the batch: swap of low-frequency amplitudes
+    (FDA, Yang and Soatto 2020), or mean and deviation in CIE Lab (Reinhard et al. 2001)."""
+    fda_beta: float = 0.01
+    """Half-width of FDA's window, as a share of the image's shorter side."""
     source_size: tuple[int, int] = (1280, 720)
     """Width and height of source images in training, pixels."""
-    target: Literal["streets", "camvid", "folder"] = "folder"
+    target: DataSet = "cityscapes"
     """Unlabelled data set to adapt to, and to evaluate on."""
     target_root: Path | None = None
     """Its folder."""
@@ -60,6 +73,10 @@ class Config:
     """Width and height of target images in training and evaluation, pixels; scored at the labels' own size."""
     eval_split: str = "val"
     """The target's part to evaluate on."""
+    score_classes: Literal["auto", 13, 16, 19] = "auto"
+    """Classes whose mean IoU decides which checkpoint is best. auto: those that source and target both label."""
+    cache: Path | None = None
+    """Folder that `simfast prepare` filled for these settings; the data sets' own files are then not read."""
     flip: bool = False
     """Mirror half of the training images."""
     workers: int = 4
@@ -73,8 +90,8 @@ class Config:
     """Input the weights expect: BGR minus caffe's mean, or RGB with ImageNet's. auto: what their file tells."""
     head_dilations: tuple[int, ...] = (6, 12, 18, 24)
     """Dilations of the head's summed convolutions (released code: 6 12)."""
-    batch_norm: Literal["train", "frozen"] = "train"
-    """Batch statistics in training, or the stored ones."""
+    batch_norm: Literal["train", "frozen", "per-domain"] = "train"
+    """Batch statistics in training; or the stored ones; or batch statistics of which the target's alone are stored."""
 
     lambda_seg: float = 1.0
     """Weight of the segmentation loss (Eq. 12)."""
@@ -82,8 +99,12 @@ class Config:
     """Weight of the adversarial loss (Eq. 12, section 5.1)."""
     lambda_ci: float = 0.01
     """Weight of stuff and instance matching (Eq. 12); belongs to L1 distances divided by the channels."""
+    lambda_ci_stage2: float = 0.01
+    """The same in stage 2 (Eq. 13; released code: 0.001)."""
     lambda_d: float = 1.0
     """Weight of the discriminator's loss (Eq. 12; the released code halves both terms: 0.5)."""
+    adversary: Literal["bce", "ls-gan"] = "bce"
+    """Adversarial loss: binary cross entropy (Eq. 2, 3), or least squares (Mao et al. 2017)."""
     stuff_rows: int = 50
     """w: remembered vectors of a stuff class (Eq. 5); a thing class remembers w * z."""
     max_instances: int = 10
@@ -92,8 +113,19 @@ class Config:
     """Whether the head must assign a pooled vector to its own class for it to count (released code)."""
     fill_rule: Literal["any", "full"] = "any"
     """A class takes part in matching from its first vector on, or once its ring has wrapped (released code)."""
+    match_pseudo_labels: bool = True
+    """In stage 2 a pseudo label replaces the prediction in matching (Eq. 11; the released code does not)."""
     ops: Literal["auto", "reference", "fused"] = "auto"
     """Region and matching operations: pure PyTorch, or the compiled kernels. auto: compiled where they are built."""
+
+    stage1: Path | None = None
+    """For stage 2: the run folder of stage 1 (its best checkpoint) or a checkpoint, which makes the pseudo labels."""
+    pseudo_labels: Path | None = None
+    """For stage 2: folder of pseudo labels; used if complete, else made there. Default: OUT/pseudo-labels."""
+    pseudo_cap: float = 0.9
+    """Upper bound of a class's confidence threshold, its median confidence (section 6.2)."""
+    pseudo_softmax: Literal["labels", "features"] = "labels"
+    """Confidence: softmax of the upsampled logits, or softmax at stride 8, then upsampled (released code)."""
 
     batch_size: int = 1
     """Images of each domain in a step."""
@@ -138,6 +170,7 @@ class Config:
             "lambda_seg",
             "lambda_adv",
             "lambda_ci",
+            "lambda_ci_stage2",
             "lambda_d",
         ):
             _require(getattr(self, name) >= 0, name, "must not be negative", getattr(self, name))
@@ -145,6 +178,17 @@ class Config:
             _require(getattr(self, name) > 0, name, "must be positive", getattr(self, name))
         for name in ("source_size", "target_size"):
             _require(min(getattr(self, name)) >= 32, name, "must be at least 32 x 32", getattr(self, name))
+        _require(0 < self.fda_beta < 0.5, "fda_beta", "must be in (0, 0.5)", self.fda_beta)
+        _require(0 < self.pseudo_cap <= 1, "pseudo_cap", "must be in (0, 1]", self.pseudo_cap)
+        if self.stage == 2:
+            rule = "must be stage 1's run folder or a checkpoint for --stage 2 (or give --pseudo-labels)"
+            _require(bool(self.stage1 or self.pseudo_labels), "stage1", rule, self.stage1)
+        if self.method == "target-only":
+            _require(self.stage == 1, "stage", "must be 1 with target-only, which needs no pseudo labels", self.stage)
+            _require(self.transfer == "none", "transfer", "must be none with target-only", self.transfer)
+        if self.batch_norm == "per-domain":
+            rule = "must be train or frozen where no target image passes through the network in training"
+            _require(self.uses_target, "batch_norm", rule, self.batch_norm)
         _require(0 <= self.momentum < 1, "momentum", "must be in [0, 1)", self.momentum)
         _require(not self.nesterov or self.momentum > 0, "momentum", "must be positive for nesterov", self.momentum)
         _require(
@@ -160,11 +204,30 @@ class Config:
             self.schedule_steps,
         )
 
+    @property
+    def adversarial(self) -> bool:
+        """Whether the method has a discriminator."""
+        return self.method in ("aa", "aa+sim")
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether target images pass through the network in training, beside the labelled ones."""
+        return self.adversarial or self.stage != 1
+
+    @property
+    def row(self) -> str:
+        """What was trained, in the words of the paper's tables: aa+it-fda+sim+ssl, say."""
+        transfers = [] if self.transfer == "none" else [self.transfer]
+        transfers += ["images"] if self.source_images else []
+        transferred = "".join(f"+it-{name}" for name in transfers)
+        first, *rest = self.method.split("+")
+        return "+".join([first + transferred, *rest, *([] if self.stage == 1 else ["ssl"])])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for YAML and checkpoints."""
         return pydantic.TypeAdapter(Config).dump_python(self, mode="json")
 
-    def recipe(self) -> dict[str, Any]:
+    def portable(self) -> dict[str, Any]:
         """`to_dict` without what belongs to one run alone: a YAML file that --config takes."""
         return {key: value for key, value in self.to_dict().items() if key not in COMMAND_LINE_ONLY}
 
@@ -188,54 +251,6 @@ class Config:
             raise ValueError(f"{where}: {key + ': ' if key else ''}{first['msg']}, got {first['input']!r}") from None
 
 
-_STREETS = Config(
-    source="streets",
-    source_split="source",
-    target="streets",
-    eval_split="test",
-    source_size=(160, 120),
-    target_size=(160, 120),
-    flip=True,
-    workers=0,
-    arch="resnet18",
-    batch_size=2,
-    steps=250,
-    schedule_steps=350,
-    # From random weights: batch norm makes the backbone want a large rate, while the head sees large features.
-    lr=0.05,
-    head_lr_factor=0.002,
-    log_every=10,
-    eval_every=50,
-)
-PRESETS = {
-    # A few minutes on two CPU cores.
-    "streets": _STREETS,
-    "streets-gpu": dataclasses.replace(
-        _STREETS,
-        source_size=(320, 240),
-        target_size=(320, 240),
-        workers=4,
-        batch_size=8,
-        steps=4000,
-        schedule_steps=5000,
-        log_every=50,
-        eval_every=500,
-    ),
-    # A user's own labelled folder -> CamVid, from ImageNet-like VGG16 weights.
-    "camvid": Config(
-        source="folder",
-        target="camvid",
-        source_size=(480, 360),
-        target_size=(480, 360),
-        flip=True,
-        arch="vgg16",
-        steps=20_000,
-        schedule_steps=25_000,
-        eval_every=1000,
-    ),
-    "paper": Config(),
-}
-
 COMMAND_LINE_ONLY = {"config", "out", "resume"}
 # What may differ between a run and its continuation: nothing that changes the bits of the steps in between.
-FREE_ON_RESUME = COMMAND_LINE_ONLY | {"workers", "log_every", "eval_every", "panel_images", "steps"}
+FREE_ON_RESUME = COMMAND_LINE_ONLY | {"cache", "workers", "log_every", "eval_every", "panel_images", "steps"}

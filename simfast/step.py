@@ -1,4 +1,4 @@
-"""One training step: both networks, matching, both optimisers (Eq. 12)."""
+"""One training step: both networks, matching, both optimisers (Eq. 12, Eq. 13)."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simfast.config import Config
+from simfast.data.transfer import transfer
 from simfast.losses import adversarial_loss, segmentation_loss, upsample
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
 from simfast.models.weights import normalise
@@ -22,7 +23,7 @@ class Trainer:
 
     Args:
         config: the run's settings.
-        model: the segmentation network, images -> (features, logits).
+        model: the segmentation network, images, domain -> (features, logits).
         discriminator: of softmax maps; None for methods without adversarial adaptation.
         matching: None for methods without it.
         convention: the input that model expects.
@@ -69,7 +70,14 @@ class Trainer:
         names = ("model", "discriminator", "matching", "optimizer", "optimizer_d")
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 
-    def step(self, step: int, source: Tensor, source_labels: Tensor, target: Tensor | None) -> dict[str, Tensor]:
+    def step(
+        self,
+        step: int,
+        source: Tensor,
+        source_labels: Tensor,
+        target: Tensor | None = None,
+        target_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """One update of all networks; no value is read back to the host.
 
         Args:
@@ -77,6 +85,7 @@ class Trainer:
             source: uint8 [B, 3, H, W], RGB, on the networks' device.
             source_labels: uint8 [B, H, W], train ids, 255 = don't care.
             target: uint8 [B, 3, H', W']; None where no target is used.
+            target_labels: uint8 [B, H', W'], the pseudo labels of stage 2; None in stage 1.
 
         Returns:
             The unweighted losses by name, detached float32 scalars on the device.
@@ -90,28 +99,52 @@ class Trainer:
             self.discriminator.requires_grad_(False)  # the generator's losses leave it alone
 
         # Source and target are back-propagated apart: the first graph is gone before the second one is built.
-        features, logits = self.model(normalise(source, self.convention))
+        if target is not None:
+            source = transfer(config.transfer, source, target, config.fda_beta)
+        features, logits = self.model(normalise(source, self.convention), "source")
         source_logits = upsample(logits, source_labels.shape[1:])
         losses["seg"] = segmentation_loss(source_logits, source_labels)
         (config.lambda_seg * losses["seg"]).backward()
         if self.matching is not None:
             self.matching.remember(features.detach(), correct_labels(logits, source_labels), self.model.classify)
 
-        if self.discriminator is not None:
-            features, logits = self.model(normalise(target, self.convention))
+        if config.uses_target:
+            features, logits = self.model(normalise(target, self.convention), "target")
             target_logits = upsample(logits, target.shape[2:])
-            losses["adv"] = adversarial_loss(self.discriminator(F.softmax(target_logits.float(), 1)), "source")
-            total = config.lambda_adv * losses["adv"]
-            if self.matching is not None:
-                losses["stuff"], losses["instance"] = self.matching(
-                    features, predicted_labels(logits), self.model.classify
-                )
-                total = total + config.lambda_ci * (losses["stuff"] + losses["instance"])
-            total.backward()
+            losses |= self._target_losses(features, logits, target_logits, target_labels)
+            self._weighted(losses).backward()
+        if self.discriminator is not None:
             losses["d"] = self._update_discriminator(step, source_logits.detach(), target_logits.detach())
 
         self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _target_losses(
+        self, features: Tensor, logits: Tensor, upsampled: Tensor, pseudo_labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The losses on target images that the segmentation network minimises (Eq. 2, 6, 8, 10, 11)."""
+        config, losses = self.config, {}
+        if config.stage == 2:
+            losses["seg_target"] = segmentation_loss(upsampled, pseudo_labels)
+        if self.discriminator is not None:
+            judgement = self.discriminator(F.softmax(upsampled.float(), 1))
+            losses["adv"] = adversarial_loss(judgement, "source", config.adversary)
+        if self.matching is not None:
+            labels = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
+            losses["stuff"], losses["instance"] = self.matching(features, labels, self.model.classify)
+        return losses
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """Their part of Eq. 12 and Eq. 13."""
+        config = self.config
+        lambda_ci = config.lambda_ci if config.stage == 1 else config.lambda_ci_stage2
+        weights = {
+            "seg_target": config.lambda_seg,
+            "adv": config.lambda_adv,
+            "stuff": lambda_ci,
+            "instance": lambda_ci,
+        }
+        return sum(weight * losses[name] for name, weight in weights.items() if name in losses)
 
     def _update_discriminator(self, step: int, source_logits: Tensor, target_logits: Tensor) -> Tensor:
         """Eq. 3 on the maps of this step, and the update that follows from it."""
@@ -120,7 +153,8 @@ class Trainer:
         self.optimizer_d.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=source_logits.device)
         for logits, domain in ((source_logits, "source"), (target_logits, "target")):
-            term = adversarial_loss(self.discriminator(F.softmax(logits.float(), 1)), domain)
+            judgement = self.discriminator(F.softmax(logits.float(), 1))
+            term = adversarial_loss(judgement, domain, self.config.adversary)
             (self.config.lambda_d * term).backward()
             loss = loss + term.detach()
         self.optimizer_d.step()

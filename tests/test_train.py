@@ -45,7 +45,8 @@ def folders(tmp_path_factory):
 
 def arguments(folders, out, *more):
     return [
-        *("--preset", "paper", "--arch", "resnet18", "--device", "cpu", "--workers", "0", "--flip", "--out", str(out)),
+        *("--preset", "gta5", "--arch", "resnet18", "--source", "folder", "--target", "folder"),
+        *("--device", "cpu", "--workers", "0", "--flip", "--out", str(out)),
         *("--source-root", str(folders / "source"), "--target-root", str(folders / "target")),
         *("--source-size", "64", "64", "--target-size", "64", "64", "--schedule-steps", "20", "--lr", "0.001"),
         *("--log-every", "1", "--eval-every", "2", "--panel-images", "1", *map(str, more)),

@@ -1,0 +1,210 @@
+"""Rows of the paper's tables, with seeds: runs of train.py one after the other, and a table of theirs beside ours."""
+
+import json
+import logging
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+from tqdm import tqdm
+
+import simfast
+from simfast import report
+from simfast.config import Config
+
+log = logging.getLogger(__name__)
+
+# The modules of Tables 2 and 6, beside what sweeps of Tables 3 and 4 add. "it" is the transfer that the settings name.
+ROWS: dict[str, dict[str, Any]] = {
+    "source-only": {"method": "source-only"},
+    "aa": {"method": "aa"},
+    "aa+it": {"method": "aa"},
+    "aa+sim": {"method": "aa+sim"},
+    "aa+it+sim": {"method": "aa+sim"},
+    "aa+sim+ssl": {"method": "aa+sim", "stage": 2},
+    "aa+it+sim+ssl": {"method": "aa+sim", "stage": 2},
+    "target-only": {"method": "target-only"},
+}
+GROUPS: dict[str, list[str]] = {
+    "modules": ["source-only", "aa", "aa+it", "aa+it+sim", "aa+it+sim+ssl", "target-only"],
+    "lambda_ci": [f"aa+it+sim,lambda_ci={value}" for value in (0.1, 0.05, 0.01, 0.005, 0.001)],
+    "w": [f"aa+it+sim,stuff_rows={value}" for value in (10, 50, 200, 800, 1600)],
+}
+# mIoU on Cityscapes val, %: Tables 1-6, over 19 classes (GTA5) and 13 (SYNTHIA).
+_GTA5 = (36.6, 41.4, 44.9, 46.2, 49.2, 65.1)
+_SYNTHIA = (38.6, 45.9, 46.0, 47.1, 52.1, 71.7)
+PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
+    ("gta5", "resnet101"): dict(zip(GROUPS["modules"], _GTA5, strict=True))
+    | dict(zip(GROUPS["lambda_ci"], (43.4, 44.2, 46.2, 45.4, 45.5), strict=True))
+    | dict(zip(GROUPS["w"], (45.2, 46.2, 46.1, 45.3, 45.0), strict=True)),
+    ("synthia", "resnet101"): dict(zip(GROUPS["modules"], _SYNTHIA, strict=True)),
+    ("gta5", "vgg16"): {"aa+it+sim+ssl": 42.4},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed.
+
+    Attributes:
+        row: its name in the table.
+        config: its settings; `out` is its folder.
+    """
+
+    row: str
+    config: Config
+
+    @property
+    def result(self) -> Path:
+        return self.config.out / "result.json"
+
+
+def plan(rows: list[str], seeds: list[int], config: Config) -> list[Run]:
+    """The runs that rows and seeds need, each after those it builds on.
+
+    Args:
+        rows: names of `ROWS` or `GROUPS`, each row with settings of its own behind commas: "aa+sim,lambda_ci=0.1".
+        seeds: one run a row each.
+        config: settings that all share; `out` is the folder of them all.
+
+    Raises:
+        ValueError: an unknown row or setting.
+    """
+    names = [row for name in rows for row in GROUPS.get(name, [name])]
+    runs: dict[Path, Run] = {}
+    for name in dict.fromkeys(names):
+        for seed in seeds:
+            for run in _runs_of(name, seed, config):
+                runs.setdefault(run.config.out, run)
+    return list(runs.values())
+
+
+def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
+    row, *extra = name.split(",")
+    if row not in ROWS:
+        raise ValueError(f"rows: {row!r} must be one of {', '.join([*ROWS, *GROUPS])}")
+    settings = {key.replace("-", "_"): yaml.safe_load(value) for key, _, value in (one.partition("=") for one in extra)}
+    settings = {"stage": 1, "stage1": None, "pseudo_labels": None} | ROWS[row] | settings | {"seed": seed}
+    if "+it" not in row:
+        settings |= {"transfer": "none", "source_images": None}
+    elif config.transfer == "none" and config.source_images is None:
+        settings |= {"transfer": "fda"}  # what can be had without a download
+    settings["out"] = str(config.out / f"{name.replace(',', '-')}-seed{seed}")
+    if settings["stage"] == 1:
+        return [Run(name, Config.from_dict(settings, f"rows: {name}", config))]
+    # Stage 2 builds on the row without it, which is run once for both.
+    before = _runs_of(",".join([row.removesuffix("+ssl"), *extra]), seed, config)
+    settings["stage1"] = str(before[-1].config.out)
+    return [*before, Run(name, Config.from_dict(settings, f"rows: {name}", config))]
+
+
+def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
+    """Do the runs that have no result yet, continuing those begun; the tables are written anew after each.
+
+    Args:
+        runs: what `plan` gave.
+        trainer: train.py; None: the one beside the package, or in the current folder.
+
+    Returns:
+        The runs that failed; those after a failed one are still tried, except a stage 2 without its stage 1.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C reached the run in progress too, which has saved; call again to continue.
+    """
+    trainer = trainer or find_trainer()
+    out, failed = runs[0].config.out.parent, []
+    for run in tqdm(runs, desc="ablate", unit="run"):
+        if run.result.exists():
+            continue
+        run.config.out.mkdir(parents=True, exist_ok=True)
+        settings = _write_settings(run)
+        last = run.config.out / "last.pt"
+        where = ["--resume", str(last)] if last.exists() else ["--config", str(settings), "--out", str(run.config.out)]
+        log.info("%s, seed %d: %s", run.row, run.config.seed, run.config.out)
+        code = subprocess.run([sys.executable, str(trainer), *where], check=False).returncode
+        if code in (130, 143):
+            raise KeyboardInterrupt
+        if code:
+            log.error("%s, seed %d: failed with exit code %d, see %s", run.row, run.config.seed, code, run.config.out)
+            failed.append(run)
+        write_tables(runs, out)
+    write_tables(runs, out)
+    return failed
+
+
+def _write_settings(run: Run) -> Path:
+    """The settings file of a run; never other ones than those that it was begun with."""
+    path, now = run.config.out / "settings.yaml", run.config.portable()
+    before = yaml.safe_load(path.read_text()) if path.exists() else now
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise ValueError(f"{path}: {key} must stay {before.get(key)!r} as the run was begun, got {value!r}")
+    report.write_text(path, yaml.safe_dump(now, sort_keys=False))
+    return path
+
+
+def find_trainer() -> Path:
+    """train.py beside the package (a checkout) or in the current folder."""
+    for folder in (Path(simfast.__file__).parent.parent, Path.cwd()):
+        if (folder / "train.py").is_file():
+            return folder / "train.py"
+    raise FileNotFoundError("ablate: train.py must be in the current folder, got nothing there")
+
+
+def write_tables(runs: list[Run], out: Path) -> None:
+    """ablation.json and ablation.md of the runs that are done, and curves.png of all that have begun."""
+    rows = summarise(runs)
+    report.write_text(out / "ablation.json", json.dumps(rows, indent=1) + "\n")
+    report.write_text(out / "ablation.md", table(rows) + "\n")
+    curves = {f"{run.row}, seed {run.config.seed}": run.config.out / "metrics.jsonl" for run in runs}
+    report.save_curve(out / "curves.png", {k: report.read_metrics(path) for k, path in curves.items() if path.exists()})
+
+
+def summarise(runs: list[Run]) -> list[dict[str, Any]]:
+    """One dictionary a row: mean and spread (sample deviation) of last and best mIoU in percent over its seeds, and
+    the paper's figure where it has one for these data sets and this network."""
+    rows = []
+    for name in dict.fromkeys(run.row for run in runs):
+        own = [run for run in runs if run.row == name]
+        results = [json.loads(run.result.read_text()) for run in own if run.result.exists()]
+        config = own[0].config
+        row: dict[str, Any] = {"row": name, "trained": config.row, "seeds": [result["seed"] for result in results]}
+        for which in ("last", "best"):
+            values = [100 * result[which]["miou"] for result in results if result[which]["miou"] is not None]
+            row[which] = statistics.fmean(values) if values else None
+            row[f"{which}_spread"] = statistics.stdev(values) if len(values) > 1 else None
+        published = PUBLISHED.get((config.source, config.arch), {}) if config.target == "cityscapes" else {}
+        row["paper"] = published.get(name)
+        row |= {"recipe": config.recipe, "settings": str(own[0].config.out / "settings.yaml")}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """`summarise` as a Markdown table."""
+
+    def cell(row: dict[str, Any], which: str) -> str:
+        if row[which] is None:
+            return "-"
+        spread = row[f"{which}_spread"]
+        return f"{row[which]:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+    headers = ["row", "trained", "recipe", "seeds", "last mIoU, %", "best mIoU, %", "paper"]
+    body = [
+        [
+            row["row"],
+            row["trained"],
+            row["recipe"],
+            len(row["seeds"]),
+            cell(row, "last"),
+            cell(row, "best"),
+            "-" if row["paper"] is None else f"{row['paper']:.1f}",
+        ]
+        for row in rows
+    ]
+    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True)
