@@ -1,58 +1,56 @@
 """The parts of the data that a run's settings name: source and target to train on, and what is held out."""
 
 from pathlib import Path
+from typing import Any
 
 from simfast.config import Config
 from simfast.data import open_dataset
+from simfast.data.classes import CLASS_SETS
 from simfast.data.folder import SegmentationFolder
-from simfast.evaluate import CLASS_SETS
 
 
-def open_source(config: Config) -> SegmentationFolder:
-    """Labelled source images, or those that a transfer put in their place."""
-    return open_dataset(
-        config.source,
-        config.source_root,
-        config.source_split,
-        config.source_size,
-        ids=config.source_ids,
-        images=config.source_images,
-        cache=config.cache,
-    )
+def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
+    """What `open_dataset` is to be given for each part that training with these settings reads: "source" (not with
+    target-only), "target" and "held-out"; without pseudo labels, which are no part of the data, and without the cache.
+    """
+    target = {"name": config.target, "root": config.target_root, "size": config.target_size}
+    own_labels = config.method == "target-only"
+    parts: dict[str, dict[str, Any]] = {}
+    if not own_labels:
+        parts["source"] = {
+            "name": config.source,
+            "root": config.source_root,
+            "split": config.source_split,
+            "size": config.source_size,
+            "ids": config.source_ids,
+            "images": config.source_images,
+        }
+    parts["target"] = target | {
+        "split": config.target_split,
+        "labelled": own_labels,
+        "ids": config.target_ids if own_labels else None,
+    }
+    parts["held-out"] = target | {"split": config.eval_split, "resize_labels": False, "ids": config.target_ids}
+    return parts
 
 
-def open_target(config: Config, pseudo_labels: Path | None = None, labelled: bool = False) -> SegmentationFolder:
-    """Target images to train on: without labels, with pseudo labels, or (target-only) with their own."""
-    return open_dataset(
-        config.target,
-        config.target_root,
-        config.target_split,
-        config.target_size,
-        labelled=labelled or pseudo_labels is not None,
-        ids=config.target_ids if labelled else None,
-        labels=pseudo_labels,
-        cache=config.cache,
-    )
+def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> SegmentationFolder:
+    """A part of `arguments_of`; the target with pseudo labels where their folder is given."""
+    arguments = arguments_of(config)[part]
+    if pseudo_labels is not None:
+        arguments |= {"labelled": True, "labels": pseudo_labels}
+    return open_dataset(**arguments, cache=config.cache)
 
 
-def open_held_out(config: Config) -> SegmentationFolder:
-    """Labelled target images to score on, labels at the size of their files."""
-    return open_dataset(
-        config.target,
-        config.target_root,
-        config.eval_split,
-        config.target_size,
-        resize_labels=False,
-        ids=config.target_ids,
-        cache=config.cache,
-    )
-
-
-def scored_classes(config: Config, source: SegmentationFolder, held_out: SegmentationFolder) -> list[int]:
+def scored_classes(config: Config, labelled: SegmentationFolder, held_out: SegmentationFolder) -> list[int]:
     """The classes whose mean IoU decides which checkpoint is best.
 
+    Args:
+        labelled: what is trained on with labels.
+        held_out: what is scored on.
+
     Raises:
-        ValueError: the held-out labels lack a class that was asked for, or source and target have none in common.
+        ValueError: the held-out labels lack a class that was asked for, or the two have none in common.
     """
     if config.score_classes != "auto":
         wanted = sorted(CLASS_SETS[config.score_classes])
@@ -62,9 +60,9 @@ def scored_classes(config: Config, source: SegmentationFolder, held_out: Segment
                 f"{list(held_out.class_ids)}"
             )
         return wanted
-    class_ids = sorted(set(source.class_ids) & set(held_out.class_ids))
+    class_ids = sorted(set(labelled.class_ids) & set(held_out.class_ids))
     if not class_ids:
         raise ValueError(
-            f"source and target: must label a class in common, got {source.class_ids}, {held_out.class_ids}"
+            f"source and target: must label a class in common, got {labelled.class_ids}, {held_out.class_ids}"
         )
     return class_ids
