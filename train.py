@@ -27,7 +27,7 @@ from simfast.config import Config
 from simfast.console import StopSignals, set_up_logging
 from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
 from simfast.data.loader import DomainLoader, evaluation_loader
-from simfast.data.parts import open_held_out, open_source, open_target, scored_classes
+from simfast.data.parts import open_part, scored_classes
 from simfast.evaluate import evaluate
 from simfast.matching import StuffInstanceMatching
 from simfast.models.deeplab import deeplab_v2
@@ -72,7 +72,11 @@ def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, An
         resume = last if last.exists() else None
         one = dataclasses.replace(config, stage=stage, stage1=first, out=folder, resume=resume)
         done = folder / "result.json"
-        results[f"stage{stage}"] = json.loads(done.read_text()) if done.exists() else train(one, device, folder)
+        try:
+            results[f"stage{stage}"] = json.loads(done.read_text()) if done.exists() else train(one, device, folder)
+        except SystemExit:
+            log.info("both stages continue with --resume %s", out)
+            raise
     report.write_text(out / "result.json", json.dumps(results, indent=1) + "\n")
     return results
 
@@ -165,7 +169,7 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
     with StopSignals() as stop:
         make_pseudo_labels(
             model,
-            open_target(config),
+            open_part(config, "target"),
             folder,
             convention,
             device,
@@ -183,17 +187,14 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
 def open_data(config: Config, position: int, pseudo_labels: Path | None) -> tuple[DomainLoader, Any, list[int]]:
     """Training batches from a position on, the held-out set, and the classes whose mean IoU decides. target-only trains
     on the target's labels as source-only does on the source's."""
-    held_out = open_held_out(config)
-    if config.method == "target-only":
-        source, target = open_target(config, labelled=True), None
-    else:
-        source, target = open_source(config), open_target(config, pseudo_labels)
+    held_out, target = open_part(config, "held-out"), open_part(config, "target", pseudo_labels)
+    labelled = target if config.method == "target-only" else open_part(config, "source")
     seen = target if config.uses_target or config.transfer != "none" else None
-    loader = DomainLoader(source, seen, config.batch_size, config.seed, config.workers, config.flip, position=position)
-    log.info(
-        "%s: %d labelled, %d target, %d held-out images", config.row, len(source), len(target or source), len(held_out)
+    loader = DomainLoader(
+        labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position=position
     )
-    return loader, held_out, scored_classes(config, source, held_out)
+    log.info("%s: %d labelled, %d target, %d held-out images", config.row, len(labelled), len(target), len(held_out))
+    return loader, held_out, scored_classes(config, labelled, held_out)
 
 
 def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:

@@ -124,6 +124,52 @@ def test_a_stored_recipe_is_a_settings_file(preset, tmp_path):
     assert Config.from_dict(config.to_dict(), "itself") == config
 
 
+def test_the_released_recipe_sets_what_differs_from_the_paper(tmp_path):
+    paper, released = parse(["--preset", "gta5"]), parse(["--preset", "gta5", "--recipe", "released"])
+    differs = {name: getattr(released, name) for name in FIELDS if getattr(released, name) != getattr(paper, name)}
+    assert differs == {
+        "recipe": "released",
+        "head_dilations": (6, 12),
+        "nesterov": False,
+        "gate": "released",
+        "fill_rule": "full",
+        "match_pseudo_labels": False,
+        "lambda_ci_stage2": 0.001,
+        "lambda_d": 0.5,
+        "pseudo_softmax": "features",
+    }
+    assert parse(["--preset", "gta5", "--recipe", "released", "--nesterov"]).nesterov
+    file = tmp_path / "settings.yaml"
+    file.write_text("preset: synthia\nrecipe: released\ngate: none\n")
+    config = parse(["--config", str(file)])
+    assert (config.gate, config.fill_rule, config.source) == ("none", "full", "synthia")
+    assert RECIPES.keys() == {"paper", "released"}
+
+
+def test_stage_2_starts_from_the_settings_of_stage_1(tmp_path):
+    stored = dataclasses.replace(PRESETS["streets"], recipe="released", gate="released", lr=0.5, out=tmp_path)
+    checkpoint.save(tmp_path / "best.pt", {"config": stored.to_dict()})
+    config = parse(["--stage", "2", "--stage1", str(tmp_path), "--seed", "4"])
+    assert (config.stage, config.lr, config.gate, config.seed, config.out) == (2, 0.5, "released", 4, None)
+    assert parse(["--stage", "2", "--stage1", str(tmp_path), "--preset", "gta5"]).lr == 2.5e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--stage 2", "stage1: must be stage 1's run folder or a checkpoint"),
+        ("--stage all --method target-only", "stage: must be 1 with target-only"),
+        ("--method source-only --batch-norm per-domain", "batch_norm: must be train or frozen where no target"),
+        ("--transfer fda --fda-beta 0.7", r"fda_beta: must be in \(0, 0.5\), got 0.7"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(arguments, message, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="2"):
+        parse(arguments.split())
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_the_default_is_the_paper():
     paper = Config()
     assert (paper.lr, paper.lr_d, paper.steps, paper.schedule_steps) == (2.5e-4, 1e-4, 200_000, 250_000)
