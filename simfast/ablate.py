@@ -121,6 +121,9 @@ def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
     for run in tqdm(runs, desc="ablate", unit="run"):
         if run.result.exists():
             continue
+        if run.config.stage1 in [other.config.out for other in failed]:
+            failed.append(run)
+            continue
         run.config.out.mkdir(parents=True, exist_ok=True)
         settings = _write_settings(run)
         last = run.config.out / "last.pt"
@@ -162,7 +165,9 @@ def write_tables(runs: list[Run], out: Path) -> None:
     report.write_text(out / "ablation.json", json.dumps(rows, indent=1) + "\n")
     report.write_text(out / "ablation.md", table(rows) + "\n")
     curves = {f"{run.row}, seed {run.config.seed}": run.config.out / "metrics.jsonl" for run in runs}
-    report.save_curve(out / "curves.png", {k: report.read_metrics(path) for k, path in curves.items() if path.exists()})
+    begun = {name: report.read_metrics(path) for name, path in curves.items() if path.exists()}
+    if begun:
+        report.save_curve(out / "curves.png", begun)
 
 
 def summarise(runs: list[Run]) -> list[dict[str, Any]]:

@@ -1,0 +1,135 @@
+"""The rows of the paper's tables: what is run for them, in which order, what is kept, and the table that comes out."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from simfast import ablate
+from simfast.config import Config
+from simfast.presets import PRESETS
+
+# Stands for train.py: writes down how it was called, and a result whose score tells its settings.
+TRAINER = """
+import json, pathlib, sys, yaml
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+out = pathlib.Path(arguments.get("--out") or pathlib.Path(arguments["--resume"]).parent)
+settings = yaml.safe_load((out / "settings.yaml").read_text())
+with open(out.parent / "calls.txt", "a") as calls:
+    print(out.name, "resumed" if "--resume" in arguments else "new", file=calls)
+if (out.parent / "fail").exists() and settings["method"] == (out.parent / "fail").read_text():
+    sys.exit(3)
+score = settings["lambda_ci"] + settings["seed"] / 100
+last, best = ({"step": 1, "miou": miou} for miou in (score, score + 0.1))
+(out / "result.json").write_text(json.dumps({"seed": settings["seed"], "last": last, "best": best}))
+(out / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 1, "miou": score}) + "\\n")
+"""
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Settings that all rows share, and their folder."""
+    return dataclasses.replace(PRESETS["gta5"], out=tmp_path)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    path = tmp_path / "stand_in.py"
+    path.write_text(TRAINER)
+    return path
+
+
+def names(runs):
+    return [run.config.out.name for run in runs]
+
+
+def test_the_module_rows_are_those_of_table_2(shared):
+    runs = ablate.plan(["modules"], [0], shared)
+    rows = {run.row: run.config for run in runs}
+    assert [run.row for run in runs] == ["source-only", "aa", "aa+it", "aa+it+sim", "aa+it+sim+ssl", "target-only"]
+    assert [config.row for config in rows.values()] == [
+        *("source-only", "aa", "aa+it-fda", "aa+it-fda+sim", "aa+it-fda+sim+ssl", "target-only")
+    ]
+    assert rows["aa+it+sim+ssl"].stage1 == rows["aa+it+sim"].out
+    assert ablate.PUBLISHED["gta5", "resnet101"].keys() >= rows.keys()
+
+
+def test_it_is_the_users_transfer_where_one_is_given(shared):
+    images = dataclasses.replace(shared, source_images=Path("transferred"))
+    lab = dataclasses.replace(shared, transfer="lab")
+    assert [run.config.row for run in ablate.plan(["aa", "aa+it"], [0], images)] == ["aa", "aa+it-images"]
+    assert [run.config.row for run in ablate.plan(["aa", "aa+it"], [0], lab)] == ["aa", "aa+it-lab"]
+
+
+def test_a_stage_2_row_brings_its_stage_1_once(shared):
+    runs = ablate.plan(["aa+sim+ssl", "aa+sim"], [1, 2], shared)
+    assert names(runs) == [f"aa+sim{ssl}-seed{seed}" for seed in (1, 2) for ssl in ("", "+ssl")]
+
+
+def test_a_row_carries_settings_of_its_own(shared):
+    (run,) = ablate.plan(["aa+sim,lambda-ci=0.1,stuff_rows=10"], [0], shared)
+    assert (run.config.lambda_ci, run.config.stuff_rows, run.config.method) == (0.1, 10, "aa+sim")
+    assert [run.config.lambda_ci for run in ablate.plan(["lambda_ci"], [0], shared)] == [0.1, 0.05, 0.01, 0.005, 0.001]
+    assert [run.config.stuff_rows for run in ablate.plan(["w"], [0], shared)] == [10, 50, 200, 800, 1600]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("aa+simm", r"rows: 'aa\+simm' must be one of source-only, .*, modules, lambda_ci, w"),
+        ("aa,lamda_ci=1", "rows: aa,lamda_ci=1: unknown key 'lamda_ci'; the closest one is 'lambda_ci'"),
+        ("aa,lr=fast", "rows: aa,lr=fast: lr: .* got 'fast'"),
+    ],
+)
+def test_a_bad_row_is_named(row, message, shared):
+    with pytest.raises(ValueError, match=message):
+        ablate.plan([row], [0], shared)
+
+
+def test_runs_are_done_once_and_those_begun_are_continued(shared, trainer, tmp_path):
+    runs = ablate.plan(["aa", "aa+sim"], [0], shared)
+    assert ablate.run_all(runs[:1], trainer) == []
+    (tmp_path / "aa+sim-seed0").mkdir()
+    (tmp_path / "aa+sim-seed0" / "last.pt").touch()
+    assert ablate.run_all(runs, trainer) == []
+    assert (tmp_path / "calls.txt").read_text().split() == ["aa-seed0", "new", "aa+sim-seed0", "resumed"]
+    settings = yaml.safe_load((tmp_path / "aa-seed0" / "settings.yaml").read_text())
+    assert Config.from_dict(settings, "itself", Config(out=tmp_path / "aa-seed0")) == runs[0].config
+
+
+def test_a_failed_run_does_not_stop_the_others(shared, trainer, tmp_path):
+    (tmp_path / "fail").write_text("aa")
+    runs = ablate.plan(["aa", "source-only"], [0], shared)
+    assert names(ablate.run_all(runs, trainer)) == ["aa-seed0"]
+    assert (tmp_path / "source-only-seed0" / "result.json").exists()
+
+
+def test_stage_2_is_not_tried_without_its_stage_1(shared, trainer, tmp_path):
+    (tmp_path / "fail").write_text("aa+sim")
+    failed = ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared), trainer)
+    assert names(failed) == ["aa+sim-seed0", "aa+sim+ssl-seed0"]
+    assert (tmp_path / "calls.txt").read_text().split() == ["aa+sim-seed0", "new"]
+
+
+def test_other_settings_in_the_same_folder_are_refused(shared, trainer):
+    ablate.run_all(ablate.plan(["aa"], [0], shared), trainer)
+    result = shared.out / "aa-seed0" / "result.json"
+    result.unlink()
+    with pytest.raises(ValueError, match=r"settings\.yaml: lr must stay 0.00025 as the run was begun, got 0.1"):
+        ablate.run_all(ablate.plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
+
+
+def test_the_table_has_means_spreads_and_the_papers_figures(shared, trainer, tmp_path):
+    runs = ablate.plan(["aa+it+sim", "aa+it+sim,lambda_ci=0.1"], [0, 2], shared)
+    ablate.run_all(runs, trainer)
+    first, second = json.loads((tmp_path / "ablation.json").read_text())
+    assert (first["last"], first["best"]) == (pytest.approx(2.0), pytest.approx(12.0))  # means of 1 and 3, 11 and 13
+    assert first["last_spread"] == pytest.approx(2**0.5)
+    assert (first["paper"], second["paper"], second["last"]) == (46.2, 43.4, pytest.approx(11.0))
+    lines = (tmp_path / "ablation.md").read_text().splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+        *("aa+it+sim", "aa+it-fda+sim", "paper", "2", "2.0 ± 1.4", "12.0 ± 1.4", "46.2")
+    ]
+    assert (tmp_path / "curves.png").exists()
