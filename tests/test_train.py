@@ -82,6 +82,48 @@ def test_two_steps_then_two_more_equal_four_straight(folders, tmp_path):
     assert int(first["matching"]["bank.written"].sum()) > 0
 
 
+def test_both_stages_from_one_command_equal_the_two_made_one_by_one(folders, tmp_path):
+    together = train.main(arguments(folders, tmp_path / "all", "--stage", "all", "--steps", 2))
+    train.main(arguments(folders, tmp_path / "first", "--steps", 2))
+    second = ["--stage", "2", "--stage1", str(tmp_path / "first"), "--out", str(tmp_path / "second")]
+    apart = train.main([*second, "--steps", "1"])  # the settings are those of stage 1
+    assert apart["row"] == "aa+sim+ssl"
+    apart = train.main(["--resume", str(tmp_path / "second"), "--steps", "2"])
+    assert together["stage2"]["last"] == apart["last"]
+    first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("all/stage2", "second"))
+    del first["config"], second["config"]
+    assert_same(first, second)
+    labels = tmp_path / "second" / "pseudo-labels"
+    assert {path.name for path in labels.glob("*.png")} == {f"{i}.png" for i in range(4)}
+    assert json.loads((labels / "thresholds.json").read_text())["images"] == 4
+    losses = report.read_metrics(tmp_path / "second" / "metrics.jsonl")[0]
+    assert losses["seg_target"] > 0
+
+
+def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(folders, tmp_path):
+    out = tmp_path / "all"
+    first = train.main(arguments(folders, out / "stage1", "--steps", 1))
+    (out / "config.yaml").write_text((out / "stage1" / "config.yaml").read_text().replace("stage: 1", "stage: all"))
+    before = (out / "stage1" / "last.pt").stat().st_mtime_ns
+    results = train.main(["--resume", str(out)])
+    assert results["stage1"] == first
+    assert results["stage2"]["step"] == 1
+    assert (out / "stage1" / "last.pt").stat().st_mtime_ns == before
+    assert json.loads((out / "result.json").read_text()) == results
+
+
+@pytest.mark.parametrize("transfer", ["fda", "lab"])
+def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, folders, tmp_path):
+    plain, transferred = (
+        train.main(arguments(folders, tmp_path / name, "--steps", 1, "--method", "source-only", "--transfer", name))
+        for name in ("none", transfer)
+    )
+    assert transferred["row"] == f"source-only+it-{transfer}"
+    losses = [report.read_metrics(tmp_path / name / "metrics.jsonl")[0]["seg"] for name in ("none", transfer)]
+    assert plain["transfer"] == "none"
+    assert losses[0] != losses[1]
+
+
 def test_a_run_leaves_what_the_readme_promises(folders, tmp_path, capsys):
     out = tmp_path / "run"
     result = train.main(arguments(folders, out, "--steps", 3))

@@ -1,0 +1,188 @@
+"""The command `simfast`: what is done around a training run. Every command takes the settings of train.py as well."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+# As train.py: threads that wait by spinning get in the way of whatever else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from tyro.conf import OmitArgPrefixes, Positional
+
+from simfast import ablate, checkpoint, report
+from simfast.cli import parse_command
+from simfast.config import Config, pick_device
+from simfast.console import StopSignals, set_up_logging
+from simfast.data import open_dataset
+from simfast.data.check import check_part, report_text
+from simfast.data.loader import evaluation_loader
+from simfast.data.parts import arguments_of, open_part, scored_classes
+from simfast.data.prepare import prepare
+from simfast.evaluate import evaluate, evaluation_report
+from simfast.models.restore import restore_model
+from simfast.predict import predict
+from simfast.presets import RECIPES
+from simfast.pseudo_labels import make_pseudo_labels
+
+log = logging.getLogger("simfast")
+Settings = Annotated[Config, OmitArgPrefixes]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`simfast COMMAND ...`; without a known command, says which there are.
+
+    Raises:
+        SystemExit: 0 if all is well, else 1 with what went wrong; 2 for a bad command line; 128 + the signal's number.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    name, *rest = argv or ["--help"]
+    if name not in COMMANDS:
+        lines = [f"  {key:14} {(command.__doc__ or '').split(chr(10))[0]}" for key, command in COMMANDS.items()]
+        print("\n".join(["usage: simfast COMMAND ...; simfast COMMAND --help explains it", "", *lines]))
+        raise SystemExit(0 if name in ("--help", "-h") else f"simfast: unknown command {name!r}")
+    set_up_logging()
+    try:
+        raise SystemExit(_parse(COMMANDS[name], rest).run())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"simfast {name}: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _parse(command: type, argv: list[str]) -> Any:
+    """The command with its settings: those of the checkpoint that it is about, where that holds any, come first."""
+    stored = None
+    if "checkpoint" in {field.name for field in dataclasses.fields(command)} and argv and not argv[0].startswith("-"):
+        content = checkpoint.read(checkpoint.resolve(Path(argv[0]), "best.pt"))
+        # A foreign file: the released ones have the network of the released recipe.
+        stored = Config.from_dict(content["config"] if "config" in content else RECIPES["released"], argv[0])
+        if "config" not in content:
+            stored = dataclasses.replace(stored, recipe="released")
+    return parse_command(command, argv, stored)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Fill --cache with resized images and labels, so that training decodes no PNG.
+
+    Give the settings that training will be given. What is there already is kept.
+    """
+
+    config: Settings
+
+    def run(self) -> int:
+        config = self.config
+        if config.cache is None:
+            raise ValueError("cache: must name the folder to fill, got none")
+        for part, arguments in arguments_of(config).items():
+            log.info("%s: %s", part, prepare(open_dataset(**arguments), config.cache, config.workers))
+        log.info("train with the same settings and --cache %s", config.cache)
+        return 0
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """Read every file that training with these settings would read, and list what is missing or broken."""
+
+    config: Settings
+
+    def run(self) -> int:
+        config = self.config
+        parts = arguments_of(config).items()
+        found = {part: check_part(**arguments, workers=config.workers, cache=config.cache) for part, arguments in parts}
+        log.info("%s", report_text(found))
+        return int(any(part.problems for part in found.values()))
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Label the target's training images with a trained network where it is confident (Eq. 9, section 6.2)."""
+
+    checkpoint: Positional[Path]
+    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    config: Settings
+    """--out is the folder of the labels."""
+
+    def run(self) -> int:
+        config = self.config
+        if config.out is None:
+            raise ValueError("out: must name the folder of the pseudo labels, got none")
+        made = label_target(config, self.checkpoint, config.out, pick_device(config))
+        log.info("%s: %d label maps and thresholds.json", config.out, made["images"])
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a network on the held-out part at the labels' own resolution: IoU per class; means over 19, 16 and 13."""
+
+    checkpoint: Positional[Path]
+    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    config: Settings
+    report: Path | None = None
+    """JSON file for the scores."""
+
+    def run(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Label pictures: OUT/labels (ids as PNG), OUT/colour (Cityscapes' palette) and OUT/overlay.
+
+    --out is the folder to write to; default: predictions.
+    """
+
+    checkpoint: Positional[Path]
+    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    inputs: Positional[tuple[Path, ...]]
+    """Pictures of any size, and folders of them."""
+    config: Settings
+    input_size: tuple[int, int] | None = None
+    """Width and height that the network sees. Default: the area of --target-size in the picture's own proportions."""
+    label_ids: bool = False
+    """Write Cityscapes' label ids, as its server wants them, instead of train ids."""
+
+    def run(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Train rows of the paper's tables with several seeds, and write their table beside the paper's figures.
+
+    Rows: source-only, aa, aa+it, aa+sim, aa+it+sim, aa+sim+ssl, aa+it+sim+ssl, target-only; each may carry settings of
+    its own, as in "aa+sim,lambda_ci=0.1". Groups: modules (Tables 2 and 6), lambda_ci (Table 3), w (Table 4). "it" is
+    --source-images or --transfer; fda where neither is given. Call again to continue; --out is the folder of all runs.
+    """
+
+    config: Settings
+    rows: tuple[str, ...] = ("modules",)
+    """Rows and groups of rows."""
+    seeds: tuple[int, ...] = (0,)
+    """One run a row each."""
+
+    def run(self) -> int:
+        config = self.config
+        if config.out is None:
+            raise ValueError("out: must name the folder of the runs, got none")
+        runs = ablate.plan(list(self.rows), list(self.seeds), config)
+        failed = ablate.run_all(runs)
+        log.info("\n%s\n\n%s: ablation.md, ablation.json, curves.png", ablate.table(ablate.summarise(runs)), config.out)
+        return int(bool(failed))
+
+
+COMMANDS: dict[str, type] = {
+    "prepare": Prepare,
+    "check-data": CheckData,
+    "pseudo-labels": PseudoLabels,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "ablate": Ablate,
+}
