@@ -2,6 +2,7 @@
 
 from simfast.models.deeplab import ARCHITECTURES, DeepLabV2, deeplab_v2
 from simfast.models.discriminator import Discriminator
+from simfast.models.restore import Restored, restore_model
 from simfast.models.weights import CONVENTIONS, WeightsReport, load_weights, normalise
 
 __all__ = [
@@ -9,8 +10,10 @@ __all__ = [
     "CONVENTIONS",
     "DeepLabV2",
     "Discriminator",
+    "Restored",
     "WeightsReport",
     "deeplab_v2",
     "load_weights",
     "normalise",
+    "restore_model",
 ]

@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from simfast.checkpoint import FORMAT
 from simfast.models.deeplab import VGG16_FC6_FC7, DeepLabV2
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,21 @@ class WeightsReport:
     convention: str
 
 
-def load_weights(model: DeepLabV2, path: str | Path, convention: str | None = None) -> WeightsReport:
+class WeightsFile(NamedTuple):
+    """What `read_weights` found in a file."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    """By their plain names, on the CPU."""
+    recorded: str | None
+    """The convention that this package's checkpoint records."""
+    guessed: str | None
+    """The convention that the names of any other file imply."""
+    settings: dict[str, Any] | None
+    """The settings of the run that this package's checkpoint comes from; None for any other file."""
+
+
+def load_weights(model: DeepLabV2, path: str | Path | WeightsFile, convention: str | None = None) -> WeightsReport:
     """Copies a file's weights into model and reports what matched; on an error the model is left as it was.
 
     Files: this package's checkpoints; AdaptSegNet's initial weights (`Scale.` prefix) and checkpoints, the released SIM
@@ -61,7 +76,7 @@ def load_weights(model: DeepLabV2, path: str | Path, convention: str | None = No
 
     Args:
         model: the network to fill.
-        path: a file written by torch.save; read with weights_only=True.
+        path: a file written by torch.save; or what `read_weights` read from it.
         convention: "bgr" or "rgb" where the file does not tell. By itself it tells when it is this package's
             checkpoint, or has names of the AdaptSegNet family's own ("bgr"), or an ImageNet classifier ("rgb").
             Pass "bgr" for a caffe VGG16 saved under torchvision's names: it looks like a torchvision file.
@@ -73,7 +88,7 @@ def load_weights(model: DeepLabV2, path: str | Path, convention: str | None = No
     """
     if convention is not None and convention not in CONVENTIONS:
         raise ValueError(f"load_weights: convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
-    file = _read(Path(path))
+    file = path if isinstance(path, WeightsFile) else read_weights(path)
     tensors = file.tensors
     torchvision_vgg16 = model.arch == "vgg16" and "features.24.weight" in tensors
     if torchvision_vgg16:
@@ -118,37 +133,14 @@ def load_weights(model: DeepLabV2, path: str | Path, convention: str | None = No
     )
 
 
-def normalise(images: Tensor, convention: str) -> Tensor:
-    """Network input float32 [B, 3, H, W] of 8-bit RGB images [B, 3, H, W], on their device.
-
-    "bgr": channels in B, G, R order minus caffe's mean, in [0, 255]. "rgb": (x / 255 - mean) / std of ImageNet.
-    The constants travel as scalar arguments: nothing is copied between host and device, so it can be captured in a
-    CUDA graph.
+def read_weights(path: str | Path) -> WeightsFile:
+    """The tensors of a file, and what it tells about them; read with weights_only=True.
 
     Raises:
-        ValueError: images of another type or shape, or an unknown convention.
+        FileNotFoundError: path is not a file.
+        ValueError: the file is not one of torch.save, or has no tensors, or records an unknown convention.
     """
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(f"normalise: images must be uint8 [B, 3, H, W], got {images.dtype} {list(images.shape)}")
-    red, green, blue = images.unbind(1)
-    if convention == "bgr":
-        planes = [plane.float() - mean for plane, mean in zip((blue, green, red), BGR_MEAN, strict=True)]
-    elif convention == "rgb":
-        scales = zip((red, green, blue), RGB_MEAN, RGB_STD, strict=True)
-        planes = [(plane.float() - 255 * mean) / (255 * std) for plane, mean, std in scales]
-    else:
-        raise ValueError(f"normalise: convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
-    return torch.stack(planes, dim=1)
-
-
-class _WeightsFile(NamedTuple):
-    path: Path
-    tensors: dict[str, Tensor]  # by their plain names
-    recorded: str | None  # the convention that this package's checkpoint records
-    guessed: str | None  # the convention that the names of any other file imply
-
-
-def _read(path: Path) -> _WeightsFile:
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load_weights: path must be a file, got {path}")
     try:
@@ -177,16 +169,40 @@ def _read(path: Path) -> _WeightsFile:
     while prefix := next((p for p in ("module.", "Scale.") if all(name.startswith(p) for name in tensors)), None):
         had_scale = had_scale or prefix == "Scale."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    guessed = None
-    if outer.get("format") != "simfast":
-        if had_scale or any(FAMILY_HEAD.match(name) for name in tensors):
-            guessed = "bgr"
-        elif any(_is_imagenet_classifier(name) for name in tensors):
-            guessed = "rgb"
-    return _WeightsFile(path, tensors, recorded, guessed)
+    guessed, settings = None, None
+    if outer.get("format") == FORMAT:
+        settings = dict(outer.get("config") or {})
+    elif had_scale or any(FAMILY_HEAD.match(name) for name in tensors):
+        guessed = "bgr"
+    elif any(_is_imagenet_classifier(name) for name in tensors):
+        guessed = "rgb"
+    return WeightsFile(path, tensors, recorded, guessed, settings)
 
 
-def _decide_convention(file: _WeightsFile, given: str | None) -> str:
+def normalise(images: Tensor, convention: str) -> Tensor:
+    """Network input float32 [B, 3, H, W] of 8-bit RGB images [B, 3, H, W], on their device.
+
+    "bgr": channels in B, G, R order minus caffe's mean, in [0, 255]. "rgb": (x / 255 - mean) / std of ImageNet.
+    The constants travel as scalar arguments: nothing is copied between host and device, so it can be captured in a
+    CUDA graph.
+
+    Raises:
+        ValueError: images of another type or shape, or an unknown convention.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"normalise: images must be uint8 [B, 3, H, W], got {images.dtype} {list(images.shape)}")
+    red, green, blue = images.unbind(1)
+    if convention == "bgr":
+        planes = [plane.float() - mean for plane, mean in zip((blue, green, red), BGR_MEAN, strict=True)]
+    elif convention == "rgb":
+        scales = zip((red, green, blue), RGB_MEAN, RGB_STD, strict=True)
+        planes = [(plane.float() - 255 * mean) / (255 * std) for plane, mean, std in scales]
+    else:
+        raise ValueError(f"normalise: convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    return torch.stack(planes, dim=1)
+
+
+def _decide_convention(file: WeightsFile, given: str | None) -> str:
     if given is not None and file.recorded not in (None, given):
         raise ValueError(
             f"load_weights: convention must be {file.recorded!r}, which {file.path} records, got {given!r}"

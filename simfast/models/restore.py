@@ -1,0 +1,87 @@
+"""A trained network for inference, from our own checkpoints and the released ones of SIM and AdaptSegNet."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from simfast.models.deeplab import DeepLabV2, deeplab_v2
+from simfast.models.weights import WeightsFile, WeightsReport, load_weights, read_weights
+
+RELEASED_HEAD_DILATIONS = (6, 12)
+HEADS = ("layer6.conv2d_list.", "classifier.conv2d_list.")
+
+
+class Restored(NamedTuple):
+    """What `restore_model` found."""
+
+    model: DeepLabV2
+    """The network, in eval mode, on the device asked for."""
+    convention: str
+    """The input it expects, "bgr" or "rgb" (`simfast.models.normalise`)."""
+    settings: dict[str, Any] | None
+    """The settings of the run that our own checkpoint comes from; None for any other file."""
+    weights: WeightsReport
+    """How many tensors matched, and which of the file were not used."""
+
+
+def restore_model(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    head_dilations: Sequence[int] | None = None,
+    convention: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Restored:
+    """The whole network of a file, backbone and head, ready to predict.
+
+    Our own checkpoints tell what network they hold. Of any other file the names tell VGG16 (`features.N`) from
+    ResNet-101, and the head is the released code's: of its four branches the forward pass used the first two, because
+    it returns inside its loop. The other two and the auxiliary head `layer5` are dropped with a message.
+
+    Args:
+        path: a checkpoint.
+        arch: the backbone; None: what the file tells.
+        head_dilations: of the head's branches in use; None: the stored ones, or (6, 12) for other files.
+        convention: "bgr" or "rgb"; None: what the file tells; the released ones are "bgr".
+        device: where the network goes.
+
+    Raises:
+        FileNotFoundError: path is not a file.
+        ValueError: an argument contradicts what our checkpoint records; there is no head of 19 classes in the file,
+            such as in ImageNet weights; or what `load_weights` raises.
+    """
+    file = read_weights(path)
+    if not any(name.startswith(HEADS) for name in file.tensors):
+        raise ValueError(
+            f"restore_model: {file.path} must have a segmentation head ({' or '.join(HEADS)}N), got "
+            f"{len(file.tensors)} tensors without one: initial weights cannot predict"
+        )
+    if file.settings is None:
+        named_as_vgg16 = any(name.startswith("features.") for name in file.tensors)
+        arch = arch or ("vgg16" if named_as_vgg16 else "resnet101")
+        model = deeplab_v2(arch, head_dilations=head_dilations or RELEASED_HEAD_DILATIONS)
+    else:
+        arch = _recorded(file, "arch", arch)
+        head_dilations = _recorded(file, "head_dilations", None if head_dilations is None else list(head_dilations))
+        model = deeplab_v2(arch, head_dilations=head_dilations, batch_norm=_recorded(file, "batch_norm", None))
+    report = load_weights(model, file, convention)
+    if report.missing:
+        why = {f"{name}: {reason}" for name, reason in report.dropped if name.startswith(model.head_name)}
+        raise ValueError(
+            f"restore_model: {file.path} must have the whole network, got {report.matched} of {report.total} tensors; "
+            f"missing {report.missing[0]} and {len(report.missing) - 1} more ({min(why, default='not in the file')})"
+        )
+    return Restored(model.to(device).eval(), report.convention, file.settings, report)
+
+
+def _recorded(file: WeightsFile, name: str, given: Any) -> Any:
+    """A setting of our own checkpoint, which an argument may repeat but not contradict."""
+    if name not in file.settings:
+        raise ValueError(f"restore_model: {file.path} must record {name} in its config, got {sorted(file.settings)}")
+    recorded = file.settings[name]
+    recorded = list(recorded) if isinstance(recorded, tuple) else recorded
+    if given not in (None, recorded):
+        raise ValueError(f"restore_model: {name} must be {recorded!r}, which {file.path} records, got {given!r}")
+    return recorded
