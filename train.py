@@ -22,7 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from simfast import checkpoint, report
-from simfast.cli import parse
+from simfast.cli import parse, pick_device
 from simfast.config import Config
 from simfast.console import StopSignals, set_up_logging
 from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
@@ -32,9 +32,8 @@ from simfast.evaluate import evaluate
 from simfast.matching import StuffInstanceMatching
 from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
-from simfast.models.restore import restore_model
 from simfast.models.weights import load_weights
-from simfast.pseudo_labels import make_pseudo_labels
+from simfast.stage2 import find_pseudo_labels
 from simfast.step import Trainer
 
 log = logging.getLogger("simfast")
@@ -152,36 +151,9 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     result |= {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
     report.write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
-    log.info("\n%s\n", report.score_table({f"last ({last['step']})": last, f"best ({best['step']})": best}))
+    log.info("\n%s\n", report.score_table({f"last ({last['step']})": last, f"best ({best['step']})": best}, class_ids))
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
     return result
-
-
-def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
-    """The folder of stage 2's pseudo labels; made by stage 1's network where it is not complete yet (Eq. 9)."""
-    folder = config.pseudo_labels or out / "pseudo-labels"
-    if (folder / "thresholds.json").exists() and (config.resume or config.stage1 is None):
-        return folder
-    if config.stage1 is None:
-        raise ValueError(f"pseudo_labels: {folder} must be complete (no thresholds.json there), or give --stage1")
-    path = checkpoint.resolve(config.stage1, "best.pt")
-    model, convention, _ = restore_model(path, arch=config.arch, device=device)
-    with StopSignals() as stop:
-        make_pseudo_labels(
-            model,
-            open_part(config, "target"),
-            folder,
-            convention,
-            device,
-            softmax_at=config.pseudo_softmax,
-            cap=config.pseudo_cap,
-            workers=config.workers,
-            stop=lambda: stop.received is not None,
-            info={"checkpoint": str(path)},
-        )
-        if stop.received:
-            raise SystemExit(128 + stop.received)
-    return folder
 
 
 def open_data(config: Config, position: int, pseudo_labels: Path | None) -> tuple[DomainLoader, Any, list[int]]:
@@ -215,13 +187,6 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
         trainer.load_state_dict(resumed)
         checkpoint.set_random_state(resumed["random"])
     return trainer
-
-
-def pick_device(config: Config) -> torch.device:
-    """The device asked for; auto takes the GPU where there is one."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, and torch sees no GPU")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def run_folder(config: Config) -> Path:

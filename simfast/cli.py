@@ -89,6 +89,13 @@ def parse_command(command: type[Command], argv: list[str], stored: Config | None
     return tyro.cli(command, args=argv, default=default, prog=f"simfast {name}")
 
 
+def pick_device(config: Config) -> torch.device:
+    """The device asked for; auto takes the GPU where there is one."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, and torch sees no GPU")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def _resumed(path: Path) -> Config:
     if path.is_dir() and not (path / "last.pt").exists() and (path / "config.yaml").exists():
         # The folder of --stage all: its two runs are inside.

@@ -12,23 +12,24 @@ from typing import Annotated, Any
 # As train.py: threads that wait by spinning get in the way of whatever else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch
 from tyro.conf import OmitArgPrefixes, Positional
 
-from simfast import ablate, checkpoint, report
-from simfast.cli import parse_command
-from simfast.config import Config, pick_device
-from simfast.console import StopSignals, set_up_logging
+from simfast import ablate, checkpoint
+from simfast.cli import parse_command, pick_device
+from simfast.config import Config
+from simfast.console import set_up_logging
 from simfast.data import open_dataset
 from simfast.data.check import check_part, report_text
 from simfast.data.loader import evaluation_loader
-from simfast.data.parts import arguments_of, open_part, scored_classes
+from simfast.data.parts import arguments_of, open_part
 from simfast.data.prepare import prepare
-from simfast.evaluate import evaluate, evaluation_report
-from simfast.models.restore import restore_model
+from simfast.evaluate import CLASS_SETS, evaluate
+from simfast.models.restore import Restored, restore_model
+from simfast.models.weights import read_weights
 from simfast.predict import predict
 from simfast.presets import RECIPES
-from simfast.pseudo_labels import make_pseudo_labels
+from simfast.report import evaluation_report, evaluation_text, write_text
+from simfast.stage2 import label_target
 
 log = logging.getLogger("simfast")
 Settings = Annotated[Config, OmitArgPrefixes]
@@ -58,13 +59,21 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(command: type, argv: list[str]) -> Any:
     """The command with its settings: those of the checkpoint that it is about, where that holds any, come first."""
     stored = None
-    if "checkpoint" in {field.name for field in dataclasses.fields(command)} and argv and not argv[0].startswith("-"):
-        content = checkpoint.read(checkpoint.resolve(Path(argv[0]), "best.pt"))
-        # A foreign file: the released ones have the network of the released recipe.
-        stored = Config.from_dict(content["config"] if "config" in content else RECIPES["released"], argv[0])
-        if "config" not in content:
-            stored = dataclasses.replace(stored, recipe="released")
+    names = {field.name for field in dataclasses.fields(command)}
+    if "checkpoint" in names and argv and not argv[0].startswith("-"):
+        found = read_weights(checkpoint.resolve(Path(argv[0]), "best.pt")).settings
+        # A file of the released code has the network of the released recipe.
+        released = RECIPES["released"] | {"recipe": "released"}
+        stored = Config.from_dict(released if found is None else found, argv[0])
     return parse_command(command, argv, stored)
+
+
+def _restore(path: Path, config: Config) -> Restored:
+    """The network of a run folder or a checkpoint, on the device that the settings name."""
+    convention = None if config.convention == "auto" else config.convention
+    dilations, device = config.head_dilations, pick_device(config)
+    path = checkpoint.resolve(path, "best.pt")
+    return restore_model(path, head_dilations=dilations, convention=convention, device=device)
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,24 @@ class Evaluate:
     """JSON file for the scores."""
 
     def run(self) -> int:
+        config = self.config
+        restored = _restore(self.checkpoint, config)
+        held_out = open_part(config, "held-out")
+        # What is scored must not ask for the source's files: the held-out labels' classes where nothing else is said.
+        class_ids = held_out.class_ids if config.score_classes == "auto" else CLASS_SETS[config.score_classes]
+        scores, _ = evaluate(
+            restored.model,
+            evaluation_loader(held_out, 1, config.workers),
+            class_ids,
+            restored.convention,
+            pick_device(config),
+            labelled_ids=held_out.class_ids,
+        )
+        data = f"{config.target} {config.eval_split}"
+        found = evaluation_report(scores, restored.weights, data, len(held_out))
+        log.info("%s", evaluation_text(found))
+        if self.report is not None:
+            write_text(self.report, json.dumps(found, indent=1) + "\n")
         return 0
 
 
@@ -150,7 +177,22 @@ class Predict:
     """Write Cityscapes' label ids, as its server wants them, instead of train ids."""
 
     def run(self) -> int:
-        return 0
+        config = self.config
+        restored = _restore(self.checkpoint, config)
+        out = config.out or Path("predictions")
+        skipped = predict(
+            restored.model,
+            restored.convention,
+            self.inputs,
+            out,
+            target_size=config.target_size,
+            size=self.input_size,
+            device=pick_device(config),
+            label_ids=self.label_ids,
+            workers=max(1, config.workers),
+        )
+        log.info("%s: labels/, colour/, overlay/; %d pictures could not be read", out, len(skipped))
+        return int(bool(skipped))
 
 
 @dataclass(frozen=True)

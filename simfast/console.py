@@ -38,7 +38,7 @@ class BesideTheBar(logging.Handler):
         tqdm.write(self.format(record))
 
 
-def set_up_logging(file: Path) -> None:
-    """The project's log, on the terminal and appended to a file."""
-    handlers = [BesideTheBar(), logging.FileHandler(file)]
+def set_up_logging(file: Path | None = None) -> None:
+    """The project's log, on the terminal and, where a file is given, appended to that."""
+    handlers = [BesideTheBar()] + ([logging.FileHandler(file)] if file else [])
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)

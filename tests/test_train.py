@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,31 +25,8 @@ def restore_global_state():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """A source and a target folder of blocky pictures whose colour tells the class."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    classes = np.array([0, 2, 10, 11, 13, 255], np.uint8)
-    for domain, split, count in (("source", "train", 5), ("target", "train", 4), ("target", "val", 2)):
-        for kind in ("images", "labels"):
-            (root / domain / split / kind).mkdir(parents=True)
-        for i in range(count):
-            label = np.kron(rng.choice(classes, (8, 8)), np.ones((8, 8), np.uint8))
-            image = np.stack([label * 13, 255 - label, label * 7], -1) // (1 if domain == "source" else 2)
-            Image.fromarray(label).save(root / domain / split / "labels" / f"{i}.png")
-            Image.fromarray(image.astype(np.uint8)).save(root / domain / split / "images" / f"{i}.png")
-    return root
-
-
-def arguments(folders, out, *more):
-    return [
-        *("--preset", "gta5", "--arch", "resnet18", "--source", "folder", "--target", "folder"),
-        *("--device", "cpu", "--workers", "0", "--flip", "--out", str(out)),
-        *("--source-root", str(folders / "source"), "--target-root", str(folders / "target")),
-        *("--source-size", "64", "64", "--target-size", "64", "64", "--schedule-steps", "20", "--lr", "0.001"),
-        *("--log-every", "1", "--eval-every", "2", "--panel-images", "1", *map(str, more)),
-    ]
+def arguments(settings, out, *more):
+    return [*settings, "--out", str(out), *map(str, more)]
 
 
 def assert_same(first, second, where=""):
@@ -70,9 +46,9 @@ def assert_same(first, second, where=""):
         assert first == second, where
 
 
-def test_two_steps_then_two_more_equal_four_straight(folders, tmp_path):
-    straight = train.main(arguments(folders, tmp_path / "straight", "--steps", 4))
-    train.main(arguments(folders, tmp_path / "parts", "--steps", 2))
+def test_two_steps_then_two_more_equal_four_straight(settings, tmp_path):
+    straight = train.main(arguments(settings, tmp_path / "straight", "--steps", 4))
+    train.main(arguments(settings, tmp_path / "parts", "--steps", 2))
     resumed = train.main(["--resume", str(tmp_path / "parts"), "--steps", "4"])
     first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("straight", "parts"))
     del first["config"], second["config"]
@@ -82,9 +58,9 @@ def test_two_steps_then_two_more_equal_four_straight(folders, tmp_path):
     assert int(first["matching"]["bank.written"].sum()) > 0
 
 
-def test_both_stages_from_one_command_equal_the_two_made_one_by_one(folders, tmp_path):
-    together = train.main(arguments(folders, tmp_path / "all", "--stage", "all", "--steps", 2))
-    train.main(arguments(folders, tmp_path / "first", "--steps", 2))
+def test_both_stages_from_one_command_equal_the_two_made_one_by_one(settings, tmp_path):
+    together = train.main(arguments(settings, tmp_path / "all", "--stage", "all", "--steps", 2))
+    train.main(arguments(settings, tmp_path / "first", "--steps", 2))
     second = ["--stage", "2", "--stage1", str(tmp_path / "first"), "--out", str(tmp_path / "second")]
     apart = train.main([*second, "--steps", "1"])  # the settings are those of stage 1
     assert apart["row"] == "aa+sim+ssl"
@@ -100,9 +76,9 @@ def test_both_stages_from_one_command_equal_the_two_made_one_by_one(folders, tmp
     assert losses["seg_target"] > 0
 
 
-def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(folders, tmp_path):
+def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_path):
     out = tmp_path / "all"
-    first = train.main(arguments(folders, out / "stage1", "--steps", 1))
+    first = train.main(arguments(settings, out / "stage1", "--steps", 1))
     (out / "config.yaml").write_text((out / "stage1" / "config.yaml").read_text().replace("stage: 1", "stage: all"))
     before = (out / "stage1" / "last.pt").stat().st_mtime_ns
     results = train.main(["--resume", str(out)])
@@ -113,9 +89,9 @@ def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(folders, tmp_p
 
 
 @pytest.mark.parametrize("transfer", ["fda", "lab"])
-def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, folders, tmp_path):
+def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, settings, tmp_path):
     plain, transferred = (
-        train.main(arguments(folders, tmp_path / name, "--steps", 1, "--method", "source-only", "--transfer", name))
+        train.main(arguments(settings, tmp_path / name, "--steps", 1, "--method", "source-only", "--transfer", name))
         for name in ("none", transfer)
     )
     assert transferred["row"] == f"source-only+it-{transfer}"
@@ -124,9 +100,9 @@ def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, fo
     assert losses[0] != losses[1]
 
 
-def test_a_run_leaves_what_the_readme_promises(folders, tmp_path, capsys):
+def test_a_run_leaves_what_the_readme_promises(settings, tmp_path, capsys):
     out = tmp_path / "run"
-    result = train.main(arguments(folders, out, "--steps", 3))
+    result = train.main(arguments(settings, out, "--steps", 3))
     names = {path.name for path in out.iterdir()}
     expected = "best.pt config.yaml curve.png last.pt log.txt metrics.jsonl panel-000002.png panel-000003.png"
     assert names == {*expected.split(), "result.json", "tensorboard"}
@@ -146,12 +122,12 @@ def test_a_run_leaves_what_the_readme_promises(folders, tmp_path, capsys):
     assert "building" in table
     assert "mIoU" in table
     with pytest.raises(SystemExit, match="holds a run already"):
-        train.main(arguments(folders, out, "--steps", 3))
+        train.main(arguments(settings, out, "--steps", 3))
 
 
 @pytest.mark.parametrize("method", ["source-only", "aa", "target-only"])
-def test_each_method_trains_what_it_names(method, folders, tmp_path):
-    train.main(arguments(folders, tmp_path, "--steps", 1, "--method", method))
+def test_each_method_trains_what_it_names(method, settings, tmp_path):
+    train.main(arguments(settings, tmp_path, "--steps", 1, "--method", method))
     state = checkpoint.load(tmp_path / "last.pt")
     losses = report.read_metrics(tmp_path / "metrics.jsonl")[0].keys() - {"kind", "step", "lr"}
     assert losses == ({"seg", "adv", "d"} if method == "aa" else {"seg"})
@@ -159,10 +135,10 @@ def test_each_method_trains_what_it_names(method, folders, tmp_path):
     assert "matching" not in state
 
 
-def test_a_checkpoint_is_a_weights_file(folders, tmp_path):
-    train.main(arguments(folders, tmp_path / "first", "--steps", 1, "--method", "source-only", "--convention", "bgr"))
+def test_a_checkpoint_is_a_weights_file(settings, tmp_path):
+    train.main(arguments(settings, tmp_path / "first", "--steps", 1, "--method", "source-only", "--convention", "bgr"))
     second = tmp_path / "second"
-    train.main(arguments(folders, second, "--steps", 1, "--weights", tmp_path / "first" / "best.pt"))
+    train.main(arguments(settings, second, "--steps", 1, "--weights", tmp_path / "first" / "best.pt"))
     assert checkpoint.load(second / "last.pt")["convention"] == "bgr"
     model = train.deeplab_v2("resnet18")
     assert load_weights(model, second / "last.pt").matched > 100
@@ -170,8 +146,12 @@ def test_a_checkpoint_is_a_weights_file(folders, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_and_continues(number, folders, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *arguments(folders, tmp_path, "--steps", 20, "--eval-every", 50)]
+def test_an_interrupted_run_saves_and_continues(number, settings, tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *arguments(settings, tmp_path, "--steps", 20, "--eval-every", 50),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     metrics = tmp_path / "metrics.jsonl"
@@ -205,11 +185,11 @@ def test_a_broken_checkpoint_is_named_and_a_failed_save_leaves_the_old_one(tmp_p
         checkpoint.load(path)
 
 
-def test_losses_that_are_not_finite_stop_the_run(folders, tmp_path):
+def test_losses_that_are_not_finite_stop_the_run(settings, tmp_path):
     with pytest.raises(SystemExit, match="not finite at step"):
-        train.main(arguments(folders, tmp_path, "--steps", 9, "--lr", "1e30", "--eval-every", 50))
+        train.main(arguments(settings, tmp_path, "--steps", 9, "--lr", "1e30", "--eval-every", 50))
 
 
-def test_missing_data_is_named(folders, tmp_path):
+def test_missing_data_is_named(settings, tmp_path):
     with pytest.raises(SystemExit, match="nowhere"):
-        train.main(arguments(folders, tmp_path, "--steps", 1, "--source-root", tmp_path / "nowhere"))
+        train.main(arguments(settings, tmp_path, "--steps", 1, "--source-root", tmp_path / "nowhere"))

@@ -1,0 +1,71 @@
+"""What stage 2 needs of stage 1: pseudo labels of the target by its best network (section 4.2)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simfast import checkpoint
+from simfast.config import Config
+from simfast.console import StopSignals
+from simfast.data.parts import open_part
+from simfast.models.restore import restore_model
+from simfast.pseudo_labels import THRESHOLDS_FILE, make_pseudo_labels
+
+
+def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
+    """The folder of stage 2's pseudo labels, which `config.stage1` makes where it is not complete yet.
+
+    Args:
+        config: settings of stage 2.
+        device: where to compute.
+        out: the run's folder.
+
+    Raises:
+        ValueError: the folder is not complete, and there is no stage 1 to complete it.
+        SystemExit: a signal; what is made so far is kept.
+    """
+    folder = config.pseudo_labels or out / "pseudo-labels"
+    if (folder / THRESHOLDS_FILE).exists() and (config.resume or config.stage1 is None):
+        return folder
+    if config.stage1 is None:
+        raise ValueError(
+            f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}; give --stage1 to make it"
+        )
+    label_target(config, config.stage1, folder, device)
+    return folder
+
+
+def label_target(config: Config, network: Path, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Label the target's training images as the settings say (Eq. 9).
+
+    Args:
+        config: data set, size, cap and place of the softmax.
+        network: run folder (its best checkpoint) or checkpoint.
+        folder: where the labels go.
+        device: where to compute.
+
+    Returns:
+        What `make_pseudo_labels` does.
+
+    Raises:
+        SystemExit: a signal; what is made so far is kept, and the same call goes on from there.
+    """
+    path = checkpoint.resolve(network, "best.pt")
+    restored = restore_model(path, device=device)
+    with StopSignals() as stop:
+        made = make_pseudo_labels(
+            restored.model,
+            open_part(config, "target"),
+            folder,
+            restored.convention,
+            device,
+            softmax_at=config.pseudo_softmax,
+            cap=config.pseudo_cap,
+            workers=config.workers,
+            stop=lambda: stop.received is not None,
+            info={"checkpoint": str(path)},
+        )
+    if made is None:
+        raise SystemExit(128 + stop.received)
+    return made
