@@ -98,7 +98,7 @@ def test_pseudo_labels_from_any_checkpoint(run, tmp_path):
 
 
 def test_training_from_a_cache_gives_the_same_bits(settings, run, tmp_path):
-    assert simfast("prepare", *settings, "--cache", tmp_path / "cache") == 0
+    assert simfast("prepare", *settings, "--steps", 2, "--cache", tmp_path / "cache") == 0
     train.main([*settings, "--out", str(tmp_path / "run"), "--steps", "2", "--cache", str(tmp_path / "cache")])
     first, second = (checkpoint.load(path / "last.pt") for path in (run[0], tmp_path / "run"))
     assert all(torch.equal(first["model"][name], tensor) for name, tensor in second["model"].items())
@@ -106,13 +106,13 @@ def test_training_from_a_cache_gives_the_same_bits(settings, run, tmp_path):
 
 
 def test_check_data_names_what_is_broken(settings, folders, tmp_path, capsys):
-    assert simfast("check-data", *settings) == 0
+    assert simfast("check-data", *settings, "--steps", 2) == 0
     root = tmp_path / "target"
     shutil.copytree(folders / "target", root)
     (root / "train" / "images" / "2.png").write_bytes(b"not a picture")
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(root / "val" / "labels" / "1.png")
     capsys.readouterr()
-    assert simfast("check-data", *settings, "--target-root", root) == 1
+    assert simfast("check-data", *settings, "--steps", 2, "--target-root", root) == 1
     found = capsys.readouterr().out
     assert "train/images/2.png" in found
     assert "val/labels/1.png" in found
@@ -120,6 +120,6 @@ def test_check_data_names_what_is_broken(settings, folders, tmp_path, capsys):
 
 
 def test_errors_are_one_line_that_names_the_command(settings, tmp_path):
-    message = simfast("prepare", *settings)
+    message = simfast("prepare", *settings, "--steps", 2)
     assert message == "simfast prepare: cache: must name the folder to fill, got none"
     assert "nowhere" in simfast("evaluate", tmp_path / "nowhere")
