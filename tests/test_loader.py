@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simfast.data.folder import SegmentationFolder
+from simfast.data.folder import open_pairs
 from simfast.data.loader import DomainLoader, evaluation_loader
 
 SIZE = (8, 6)
@@ -23,7 +23,7 @@ def make_domain(root, count):
     for i in range(count):
         Image.fromarray(np.stack([column * 0 + i, column, column], -1)).save(root / f"images/{i:02d}.png")
         Image.fromarray(column).save(root / f"labels/{i:02d}.png")
-    return SegmentationFolder(root / "images", root / "labels", SIZE)
+    return open_pairs(root / "images", root / "labels", SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_evaluation_reads_each_image_once_in_order_with_labels_of_their_own_size
     make_domain(tmp_path, 5)
     Image.new("RGB", (20, 10), (9, 0, 0)).save(tmp_path / "images/05.png")
     Image.new("L", (20, 10), 3).save(tmp_path / "labels/05.png")
-    data = SegmentationFolder(tmp_path / "images", tmp_path / "labels", SIZE, resize_labels=False)
+    data = open_pairs(tmp_path / "images", tmp_path / "labels", SIZE, resize_labels=False)
     loader = evaluation_loader(data, 4, workers)
     assert len(loader) == 2
     batches = list(loader)

@@ -1,10 +1,19 @@
 """Data sets by name: `open_dataset`."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
+from simfast.data.cache import CachedDataset, open_cached
 from simfast.data.camvid import open_camvid
-from simfast.data.folder import SegmentationFolder, read_ids
+from simfast.data.cityscapes import open_cityscapes
+from simfast.data.dataset import Description, SegmentationDataset, require_complete
+from simfast.data.folder import open_folder, read_ids
+from simfast.data.gta5 import open_gta5
 from simfast.data.streets import open_streets
+from simfast.data.synthia import open_synthia
+
+NAMES = ("streets", "camvid", "folder", "gta5", "synthia", "cityscapes")
 
 
 def open_dataset(
@@ -16,41 +25,92 @@ def open_dataset(
     labelled: bool = True,
     resize_labels: bool = True,
     ids: Path | None = None,
-) -> SegmentationFolder:
+    images: Path | None = None,
+    labels: Path | None = None,
+    cache: Path | None = None,
+    complete: bool = True,
+) -> SegmentationDataset | CachedDataset:
     """A part of a data set.
 
     Args:
-        name: "streets" (embedded; splits source, train, test), "camvid" (ROOT/{train,val,test}/{images,labels}), or
-            "folder" (ROOT/SPLIT/{images,labels}; for the split "train" also ROOT/{images,labels}).
-        root: the data set's folder; None for streets.
+        name: "streets" (embedded; splits source, train, test), "camvid" (ROOT/{train,val,test}/{images,labels}),
+            "gta5" (ROOT/{images,labels}; split train), "synthia" (ROOT/RGB and ROOT/GT/LABELS or decoded labels; split
+            train), "cityscapes" (ROOT/{leftImg8bit,gtFine}/{train,val,test}), or "folder" (ROOT/SPLIT/{images,labels};
+            for the split "train" also ROOT/{images,labels}).
+        root: the data set's folder; None for streets. With a cache, it need not be there.
         split: which part.
         size: width and height of images, pixels.
         labelled: False leaves the labels unread.
         resize_labels: False keeps labels at the size of their files, to be scored at.
         ids: for "folder", a YAML or JSON file {raw id: train id}; None: labels hold train ids.
+        images: folder of images to take instead of the set's own, under the same names (transferred source images).
+        labels: folder of 8-bit label maps of train ids to take instead, under the images' names (pseudo labels).
+        cache: folder that `simfast.data.prepare.prepare` wrote this part into; what comes out is the same. Replaced
+            labels are read from their files all the same.
+        complete: False lets images without a label map, or names without a replacement, pass as `problems`.
 
     Raises:
-        ValueError: arguments that do not go together, or what is wrong with the data; names the argument or the file.
+        ValueError: arguments that do not go together, or what is wrong with the data or the cache; names the argument
+            or the file.
     """
+    if name not in NAMES:
+        raise ValueError(f"name: must be one of {', '.join(NAMES)}, got {name!r}")
     if name != "folder" and ids is not None:
         raise ValueError(f"ids: {name} has its own id map and takes none, got {ids}")
-    if name == "streets":
-        if root is not None:
-            raise ValueError(f"root: streets is embedded and takes none, got {root}")
-        return open_streets(split, size, labelled=labelled, resize_labels=resize_labels)
-    if name not in ("camvid", "folder"):
-        raise ValueError(f"name: must be streets, camvid or folder, got {name!r}")
-    if root is None:
-        raise ValueError(f"root: {name} needs the folder that it is in, got none")
-    if not Path(root).is_dir():
-        raise ValueError(f"{root}: must be the folder of {name}, got nothing there")
-    if name == "camvid":
-        return open_camvid(Path(root), split, size, labelled=labelled, resize_labels=resize_labels)
-    part = Path(root) / split
-    if not part.is_dir():
-        if split != "train":  # ROOT/images are to train on: never quietly the held-out part
-            raise ValueError(f"{part}: must hold the split {split!r} as images/ and labels/, got nothing there")
-        part = Path(root)
-    return SegmentationFolder(
-        part / "images", part / "labels" if labelled else None, size, read_ids(ids) if ids else None, resize_labels
+    if name == "streets" and root is not None:
+        raise ValueError(f"root: streets is embedded and takes none, got {root}")
+    if labels is not None and not labelled:
+        raise ValueError(f"labels: must not be given where labels are not to be read, got {labels}")
+    root, images, labels, cache = (path if path is None else Path(path) for path in (root, images, labels, cache))
+    own_labels = labelled and labels is None
+    description = Description(
+        name,
+        split,
+        tuple(size),
+        own_labels,
+        resize_labels or not own_labels,
+        folder=_last_name(root) if name == "folder" and root else None,
+        images=_last_name(images) if images else None,
+        ids=tuple(sorted(read_ids(ids).items())) if ids else None,
     )
+    if root is None and (name == "folder" or (name != "streets" and cache is None)):
+        raise ValueError(f"root: {name} needs the folder that it is in, got none")
+    there = (name == "streets" or (root is not None and root.is_dir())) and (images is None or images.is_dir())
+    dataset = None
+    if there or cache is None:
+        dataset = _open_files(description, root, images, resize_labels)
+        if complete:
+            require_complete(dataset)
+    if cache is not None:
+        dataset = open_cached(cache, description, dataset)
+    if labels is not None:
+        dataset = dataset.with_labels(labels, resize_labels)
+    return require_complete(dataset) if complete else dataset
+
+
+def _open_files(
+    description: Description, root: Path | None, images: Path | None, resize_labels: bool
+) -> SegmentationDataset:
+    name, split, size = description.data_set, description.split, description.size
+    options = {"labelled": description.labelled, "resize_labels": resize_labels}
+    replaced = {"images_replaced": images is not None}
+    if root is not None and not root.is_dir():
+        raise ValueError(f"{root}: must be the folder of {name}, got nothing there")
+    if name == "streets":
+        dataset = open_streets(split, size, **options)
+    elif name == "camvid":
+        dataset = open_camvid(root, split, size, **options)
+    elif name == "cityscapes":
+        dataset = open_cityscapes(root, split, size, **options)
+    elif name == "gta5":
+        dataset = open_gta5(root, split, size, **options, **replaced)
+    elif name == "synthia":
+        dataset = open_synthia(root, split, size, **options, **replaced)
+    else:
+        dataset = open_folder(root, split, size, **options, ids=description.ids and dict(description.ids))
+    dataset = replace(dataset, description=description)
+    return dataset if images is None else dataset.with_images(images)
+
+
+def _last_name(path: Path) -> str:
+    return Path(os.path.abspath(path)).name

@@ -3,22 +3,21 @@
 from pathlib import Path
 
 from simfast.data.classes import CAMVID_IDS
-from simfast.data.folder import SegmentationFolder
+from simfast.data.dataset import SegmentationDataset
+from simfast.data.folder import open_pairs
 
 SPLITS = ("train", "val", "test")
 
 
 def open_camvid(
     root: Path, split: str, size: tuple[int, int], *, labelled: bool = True, resize_labels: bool = True
-) -> SegmentationFolder:
+) -> SegmentationDataset:
     """A part of CamVid, ROOT/SPLIT/{images,labels}, its ids 0-11 turned into train ids; 11 classes can occur.
 
     Raises:
-        ValueError: an unknown split, or what `SegmentationFolder` raises.
+        ValueError: an unknown split, or what `open_pairs` raises.
     """
     if split not in SPLITS:
         raise ValueError(f"camvid: split must be one of {', '.join(SPLITS)}, got {split!r}")
     folder = Path(root) / split
-    return SegmentationFolder(
-        folder / "images", folder / "labels" if labelled else None, size, CAMVID_IDS, resize_labels
-    )
+    return open_pairs(folder / "images", folder / "labels" if labelled else None, size, CAMVID_IDS, resize_labels)

@@ -43,13 +43,21 @@ TRAIN_IDS: dict[int, int] = {i: i for i in (*range(NUM_CLASSES), IGNORE)}
 """The id map of labels that are train ids already."""
 CAMVID_IDS: dict[int, int] = {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 11: IGNORE}
 """The 11 classes and the void of CamVid's 480x360 edition (SegNet tutorial)."""
+_CITYSCAPES = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)  # in the order of the train ids
+CITYSCAPES_IDS: dict[int, int] = {i: _CITYSCAPES.index(i) if i in _CITYSCAPES else IGNORE for i in range(34)}
+"""The official table (cityscapesscripts.helpers.labels): the 19 evaluated classes of ids 0-33, the rest void."""
+GTA5_IDS: dict[int, int] = CITYSCAPES_IDS | {34: IGNORE}
+"""GTA5's labels are Cityscapes ids, with 34 for the licence plate, which Cityscapes' label maps do not hold."""
+_SYNTHIA = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)  # in the order of the train ids
+SYNTHIA_IDS: dict[int, int] = {i: _SYNTHIA.index(i) if i in _SYNTHIA else IGNORE for i in range(23)}
+"""SYNTHIA-RAND-CITYSCAPES' 23 ids (released code); no class for void 0, parking 13, road work 14, lane marking 22."""
 
 
 def remap(label: np.ndarray, ids: Mapping[int, int], path: Path) -> np.ndarray:
     """Train ids of a label map.
 
     Args:
-        label: uint8, any shape, raw ids.
+        label: uint8 or uint16, any shape, raw ids.
         ids: raw id -> train id, both in [0, 255].
         path: the file that the label came from, for the error.
 
@@ -59,7 +67,7 @@ def remap(label: np.ndarray, ids: Mapping[int, int], path: Path) -> np.ndarray:
     Raises:
         ValueError: an id in `label` that `ids` does not name.
     """
-    table = np.full(256, -1, np.int16)
+    table = np.full(np.iinfo(label.dtype).max + 1, -1, np.int16)
     table[list(ids)] = list(ids.values())
     mapped = table[label]
     if mapped.min(initial=0) < 0:

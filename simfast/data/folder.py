@@ -1,96 +1,106 @@
-"""Pictures and label maps in a pair of folders: what every data set here comes down to."""
+"""A data set in a pair of folders, images/ and labels/ with the same names, whose ids the user may give."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
-from PIL import Image
-from torch import Tensor
 
-from simfast.data.classes import IGNORE, NUM_CLASSES, TRAIN_IDS, remap
+from simfast.data.classes import IGNORE, NUM_CLASSES, TRAIN_IDS
+from simfast.data.dataset import IMAGE_SUFFIXES, LABEL_SUFFIXES, SegmentationDataset, files_by_stem, read_label_map
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-LABEL_SUFFIXES = (".png", ".bmp")  # label ids do not survive a lossy format
+log = logging.getLogger("simfast")
 
 
-class SegmentationFolder:
-    """Images with label maps of the same name (without suffix); item i is (image, label, name), in the order of names.
+def open_pairs(
+    images: Path,
+    labels: Path | None,
+    size: tuple[int, int],
+    ids: Mapping[int, int] | None = None,
+    resize_labels: bool = True,
+    class_ids: tuple[int, ...] | None = None,
+    same_size: bool = True,
+    read_label: Callable[[Path], np.ndarray] | None = None,
+) -> SegmentationDataset:
+    """Images with the label maps of the same name (without suffix), in the order of names.
 
-    image: uint8 [3, H, W], RGB, resized bicubically (Pillow's, which smooths when it shrinks).
-    label: uint8 [H, W] of Cityscapes train ids, 255 = don't care, resized to the nearest; or at the file's own size;
-        or empty [0] without labels.
-    name: str, the image's file name without its suffix.
+    Args:
+        images: folder of pictures (.png .jpg .jpeg .bmp .webp).
+        labels: folder of label maps (.png .bmp), or None where there are none or none may be used. Those of no image
+            are passed over.
+        size: width and height of what comes out, pixels.
+        ids: raw id -> train id; None: labels hold train ids.
+        resize_labels: False keeps labels at the size of their files, to be scored at.
+        class_ids: train ids that can occur; None: those in `ids`, without 255.
+        same_size: whether a label map must have its image's size.
+        read_label: file -> train ids, where labels are not 8-bit pictures with one channel.
+
+    Raises:
+        ValueError: a missing or empty folder, two files of one name, a bad id map. Images without a label map are the
+            data set's `problems`.
     """
+    ids = dict(TRAIN_IDS if ids is None else ids)
+    _check_ids(ids, "ids")
+    if class_ids is None:
+        class_ids = tuple(sorted(set(ids.values()) - {IGNORE}))
+    pictures = files_by_stem(images, IMAGE_SUFFIXES, "an image")
+    files, problems = None, ()
+    if labels is not None:
+        found = files_by_stem(labels, LABEL_SUFFIXES, "a label map")
+        expected = {name: labels / f"{name}.png" for name in pictures}
+        problems = tuple(
+            f"{path}: must have a label map, got no {expected[name]} (or .bmp)"
+            for name, path in pictures.items()
+            if name not in found
+        )
+        files = [found.get(name, expected[name]) for name in pictures]
+    return SegmentationDataset(
+        list(pictures),
+        list(pictures.values()),
+        files,
+        size,
+        read_label or partial(read_label_map, ids=ids),
+        class_ids,
+        same_size,
+        resize_labels,
+        problems,
+    )
 
-    def __init__(
-        self,
-        images: Path,
-        labels: Path | None,
-        size: tuple[int, int],
-        ids: Mapping[int, int] | None = None,
-        resize_labels: bool = True,
-        class_ids: Sequence[int] | None = None,
-    ):
-        """
-        Args:
-            images: folder of pictures (.png .jpg .jpeg .bmp .webp).
-            labels: folder of 8-bit one-channel label maps (.png .bmp), or None where there are none or none may be
-                used. Those of no image are passed over.
-            size: width and height of what comes out, pixels.
-            ids: raw id -> train id; None: labels hold train ids.
-            resize_labels: False keeps labels at the size of their files, to be scored at.
-            class_ids: train ids that can occur; None: those in `ids`, without 255.
 
-        Raises:
-            ValueError: a missing or empty folder, an image without a label, two images of one name, a bad id map. An
-                item raises it for an unreadable picture, a label of another size than its image, or an unknown id.
-                Each names the file.
-        """
-        self.size = size
-        self.resize_labels = resize_labels
-        self._ids = dict(TRAIN_IDS if ids is None else ids)
-        _check_ids(self._ids, "ids")
-        self.class_ids = tuple(sorted(set(self._ids.values()) - {IGNORE} if class_ids is None else class_ids))
-        """Train ids that can occur, ascending."""
-        self._images = _by_stem(Path(images), IMAGE_SUFFIXES, "an image")
-        self._labels = None
-        if labels is not None:
-            found = _by_stem(Path(labels), LABEL_SUFFIXES, "a label map")
-            for name, path in self._images.items():
-                if name not in found:
-                    raise ValueError(f"{path}: must have a label map, got no {Path(labels) / name}.png (or .bmp)")
-            self._labels = [found[name] for name in self._images]
-        self.names = list(self._images)
-        """File names without suffix, sorted."""
-        self._images = list(self._images.values())
+def open_folder(
+    root: Path,
+    split: str,
+    size: tuple[int, int],
+    *,
+    labelled: bool = True,
+    resize_labels: bool = True,
+    ids: Mapping[int, int] | None = None,
+) -> SegmentationDataset:
+    """A user's own data, ROOT/SPLIT/{images,labels}; for the split "train" also ROOT/{images,labels}.
 
-    def __len__(self) -> int:
-        return len(self.names)
+    Raises:
+        ValueError: no such split, or what `open_pairs` raises.
+    """
+    part = root / split
+    if not part.is_dir():
+        if split != "train":  # ROOT/images are to train on: never quietly the held-out part
+            raise ValueError(f"{part}: must hold the split {split!r} as images/ and labels/, got nothing there")
+        part = root
+    return open_pairs(part / "images", part / "labels" if labelled else None, size, ids, resize_labels)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, str]:
-        picture = _read(self._images[i])
-        image = picture.convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
-        label = torch.empty(0, dtype=torch.uint8)
-        if self._labels is not None:
-            label = torch.from_numpy(self._label(self._labels[i], picture.size))
-        planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-        return torch.from_numpy(planes), label, self.names[i]
 
-    def _label(self, path: Path, size: tuple[int, int]) -> np.ndarray:
-        picture = _read(path)
-        if picture.mode not in ("L", "P"):
-            raise ValueError(f"{path}: a label map must have one 8-bit channel, got mode {picture.mode}")
-        if picture.size != size:
-            raise ValueError(
-                f"{path}: a label map must have its image's size {size[0]}x{size[1]}, "
-                f"got {picture.size[0]}x{picture.size[1]}"
-            )
-        label = remap(np.asarray(picture), self._ids, path)  # before resizing, which may lose the id that is wrong
-        if self.resize_labels:
-            label = np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
-        return label
+def names_folder(images: Path, labels: Path, images_replaced: bool) -> Path:
+    """The folder that tells the names of a set: its images, or its labels where only other images are at hand."""
+    return labels if images_replaced and not images.is_dir() else images
+
+
+def warn_if_incomplete(dataset: SegmentationDataset, what: str, complete: int) -> SegmentationDataset:
+    """The data set as it came, after a logged warning where it has another number of images than as published."""
+    if len(dataset) != complete:
+        log.warning("%s: found %d images, the complete set has %d", what, len(dataset), complete)
+    return dataset
 
 
 def read_ids(path: Path) -> dict[int, int]:
@@ -117,28 +127,3 @@ def _check_ids(ids: Mapping, where: object) -> None:
             raise ValueError(f"{where}: raw ids must be whole numbers in 0-255, got {raw!r}")
         if type(train) is not int or train not in TRAIN_IDS:
             raise ValueError(f"{where}: train ids must be in 0-{NUM_CLASSES - 1}, or {IGNORE}, got {raw}: {train!r}")
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Files of a folder by their name without suffix, sorted by it."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise ValueError(f"{path}: must be the only {path.stem} beside its suffix, got {files[path.stem].name} too")
-        files[path.stem] = path
-    if not files:
-        raise ValueError(f"{folder}: must hold {what} ({' '.join(suffixes)}), got none")
-    return files
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error ...
-        raise ValueError(f"{path}: must be a readable picture, got {type(error).__name__}: {error}") from error

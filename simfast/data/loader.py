@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from simfast.data.folder import SegmentationFolder
+from simfast.data.cache import CachedDataset
+from simfast.data.dataset import SegmentationDataset
+
+Dataset = SegmentationDataset | CachedDataset
 
 
 class Batch(NamedTuple):
@@ -24,6 +27,8 @@ class Batch(NamedTuple):
     """uint8 [B, H, W], train ids."""
     target_images: Tensor | None
     """uint8 [B, 3, H', W'], RGB; None where no target is loaded."""
+    target_labels: Tensor | None = None
+    """uint8 [B, H', W'], train ids (pseudo labels); None where the target is not labelled."""
 
 
 class DomainLoader:
@@ -35,7 +40,7 @@ class DomainLoader:
 
     Args:
         source: labelled data set.
-        target: data set whose images alone are used, or None.
+        target: data set, or None; its labels are used where it has any.
         batch_size: images of each domain in a batch.
         seed: any integer.
         workers: processes that read ahead; 0 reads in this one.
@@ -48,8 +53,8 @@ class DomainLoader:
 
     def __init__(
         self,
-        source: SegmentationFolder,
-        target: SegmentationFolder | None,
+        source: Dataset,
+        target: Dataset | None,
         batch_size: int,
         seed: int,
         workers: int,
@@ -74,7 +79,7 @@ class DomainLoader:
 class EvaluationLoader:
     """Batches in order: (images uint8 [B, 3, H, W], labels, a list of uint8 [H', W'] at their own sizes, names)."""
 
-    def __init__(self, dataset: SegmentationFolder, batch_size: int, workers: int):
+    def __init__(self, dataset: Dataset, batch_size: int, workers: int):
         self._groups = _Groups(dataset, batch_size)
         self._workers = workers
 
@@ -85,7 +90,7 @@ class EvaluationLoader:
         return _read(self._groups, range(len(self)), self._workers)
 
 
-def evaluation_loader(dataset: SegmentationFolder, batch_size: int, workers: int) -> EvaluationLoader:
+def evaluation_loader(dataset: Dataset, batch_size: int, workers: int) -> EvaluationLoader:
     """A data set in order, each image once; the last batch may be smaller. Arguments and errors as `DomainLoader`'s."""
     return EvaluationLoader(dataset, batch_size, workers)
 
@@ -93,22 +98,21 @@ def evaluation_loader(dataset: SegmentationFolder, batch_size: int, workers: int
 class _Batches:
     """Batch number p, read where it is asked for."""
 
-    def __init__(
-        self, source: SegmentationFolder, target: SegmentationFolder | None, batch_size: int, seed: int, flip: bool
-    ):
+    def __init__(self, source: Dataset, target: Dataset | None, batch_size: int, seed: int, flip: bool):
         self.source, self.target, self.batch_size, self.seed, self.flip = source, target, batch_size, seed, flip
 
     def __getitem__(self, p: int) -> Batch | ValueError:
         try:
             images, labels = zip(*self._samples("source", self.source, p), strict=True)
-            target = None
+            target = target_labels = None
             if self.target is not None:
-                target = _stack([image for image, _ in self._samples("target", self.target, p)])
-            return Batch(_stack(images), _stack(labels), target)
+                target, target_labels = zip(*self._samples("target", self.target, p), strict=True)
+                target, target_labels = _stack(target), _stack(target_labels) if target_labels[0].size else None
+            return Batch(_stack(images), _stack(labels), target, target_labels)
         except ValueError as error:
             return error
 
-    def _samples(self, domain: str, dataset: SegmentationFolder, p: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _samples(self, domain: str, dataset: Dataset, p: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for k in range(p * self.batch_size, (p + 1) * self.batch_size):
             epoch, place = divmod(k, len(dataset))
             image, label, _ = dataset[_permutation(len(dataset), self.seed, domain, epoch)[place]]
@@ -119,7 +123,7 @@ class _Batches:
 class _Groups:
     """Group number i of a data set's consecutive items."""
 
-    def __init__(self, dataset: SegmentationFolder, size: int):
+    def __init__(self, dataset: Dataset, size: int):
         self.dataset, self.size = dataset, size
 
     def __len__(self) -> int:

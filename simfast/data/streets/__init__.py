@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from simfast.data.folder import SegmentationFolder
+from simfast.data.dataset import SegmentationDataset
+from simfast.data.folder import open_pairs
 
 SPLITS = {"source": "source", "train": "target_train", "test": "target_test"}
 CLASS_IDS = tuple(i for i in range(19) if i != 16)
@@ -11,7 +12,7 @@ CLASS_IDS = tuple(i for i in range(19) if i != 16)
 
 def open_streets(
     split: str, size: tuple[int, int], *, labelled: bool = True, resize_labels: bool = True
-) -> SegmentationFolder:
+) -> SegmentationDataset:
     """A part of the embedded pictures, 320x240 in the files: 240 source, 120 train and 60 test images.
 
     Args:
@@ -23,6 +24,4 @@ def open_streets(
     if split not in SPLITS:
         raise ValueError(f"streets: split must be one of {', '.join(SPLITS)}, got {split!r}")
     folder = Path(__file__).parent / SPLITS[split]
-    return SegmentationFolder(
-        folder / "images", folder / "labels" if labelled else None, size, None, resize_labels, CLASS_IDS
-    )
+    return open_pairs(folder / "images", folder / "labels" if labelled else None, size, None, resize_labels, CLASS_IDS)

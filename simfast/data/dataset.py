@@ -1,0 +1,223 @@
+"""Pictures and label maps in files: what every data set here comes down to."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from simfast.data.classes import TRAIN_IDS, remap
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+LABEL_SUFFIXES = (".png", ".bmp")  # label ids do not survive a lossy format
+
+
+@dataclass(frozen=True)
+class Description:
+    """Which data it is, in words that hold on another machine too: no path, and what decides the bytes of an item.
+
+    Attributes:
+        data_set, split, size, labelled, resize_labels: as in `open_dataset`.
+        folder: name of the root folder, for a data set that has no other name.
+        images: name of the folder of replacement images; None: the set's own images.
+        ids: sorted (raw id, train id), where the user gives them.
+    """
+
+    data_set: str
+    split: str
+    size: tuple[int, int]
+    labelled: bool
+    resize_labels: bool
+    folder: str | None = None
+    images: str | None = None
+    ids: tuple[tuple[int, int], ...] | None = None
+
+    def __str__(self) -> str:
+        return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", word) for word in self._words())
+
+    def _words(self) -> list[str]:
+        words = [self.data_set, self.folder, self.split, "{}x{}".format(*self.size), self.images]
+        kind = "unlabelled" if not self.labelled else None if self.resize_labels else "full labels"
+        return [word for word in (*words, kind) if word]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationDataset:
+    """Images with label maps, in order; item i is (image, label, name).
+
+    image: uint8 [3, H, W], RGB, resized bicubically (Pillow's, which smooths when it shrinks).
+    label: uint8 [H, W] of Cityscapes train ids, 255 = don't care, resized to the nearest; or at the file's own size;
+        or empty [0] without labels.
+    name: str.
+
+    An item raises ValueError for an unreadable picture, a label of another size than its image, or an unknown id; it
+    names the file.
+
+    Attributes:
+        names: of the items: the image files' names without suffix.
+        images: files of the images.
+        labels: files of the label maps; None where there are none or none may be used.
+        size: width and height of what comes out, pixels.
+        read_label: file -> uint8 [H, W] of train ids at the file's size.
+        class_ids: train ids that can occur, ascending.
+        same_size: whether a label map must have its image's size.
+        resize_labels: False keeps labels at the size of their files, to be scored at.
+        problems: what is missing, a sentence a file.
+        description: what the data are; None once the labels have been replaced.
+    """
+
+    names: Sequence[str]
+    images: Sequence[Path]
+    labels: Sequence[Path] | None
+    size: tuple[int, int]
+    read_label: Callable[[Path], np.ndarray]
+    class_ids: tuple[int, ...]
+    same_size: bool = True
+    resize_labels: bool = True
+    problems: tuple[str, ...] = ()
+    description: Description | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, str]:
+        return self.image(i), self.label(i), self.names[i]
+
+    def image(self, i: int) -> Tensor:
+        """The image of item i alone."""
+        picture = read_picture(self.images[i]).convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)))
+
+    def label(self, i: int) -> Tensor:
+        """The label map of item i alone."""
+        if self.labels is None:
+            return torch.empty(0, dtype=torch.uint8)
+        path = self.labels[i]
+        label = self.read_label(path)  # before resizing, which may lose the id that is wrong
+        height, width = label.shape
+        if self.same_size and (size := picture_size(self.images[i])) != (width, height):
+            raise ValueError(
+                f"{path}: a label map must have its image's size {size[0]}x{size[1]}, got {width}x{height}"
+            )
+        if self.resize_labels:
+            label = np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
+        return torch.from_numpy(label)
+
+    @property
+    def read_from(self) -> dict[str, str]:
+        """The folders that images and labels lie in."""
+        files = {"images": self.images, "labels": self.labels}
+        return {kind: os.path.commonpath([path.parent for path in paths]) for kind, paths in files.items() if paths}
+
+    def with_images(self, folder: Path) -> "SegmentationDataset":
+        """The same with other images of the same names, of any suffix and size (transferred source images).
+
+        Raises:
+            ValueError: a missing or empty folder, two images of one name. Names without an image are `problems`.
+        """
+        found = files_by_stem(folder, IMAGE_SUFFIXES, "an image")
+        problems = (*self.problems, *_absent(self.names, found, folder, "an image"))
+        images = [found.get(name, folder / f"{name}.png") for name in self.names]
+        return replace(self, images=images, same_size=False, problems=problems)
+
+    def with_labels(self, folder: Path, resize_labels: bool = True) -> "SegmentationDataset":
+        """The same with 8-bit label maps of train ids under the images' names, of any size (pseudo labels).
+
+        Raises:
+            ValueError: a missing or empty folder, two label maps of one name. Names without one are `problems`.
+        """
+        found = files_by_stem(folder, LABEL_SUFFIXES, "a label map")
+        problems = (*self.problems, *_absent(self.names, found, folder, "a label map"))
+        labels = [found.get(name, folder / f"{name}.png") for name in self.names]
+        reader = partial(read_label_map, ids=TRAIN_IDS)
+        return replace(
+            self,
+            labels=labels,
+            read_label=reader,
+            same_size=False,
+            resize_labels=resize_labels,
+            problems=problems,
+            description=None,
+        )
+
+
+def require_complete(dataset: SegmentationDataset) -> SegmentationDataset:
+    """The data set as it came.
+
+    Raises:
+        ValueError: files are missing; names the first and gives their number.
+    """
+    if dataset.problems:
+        more = f" (missing in all: {len(dataset.problems)})" if len(dataset.problems) > 1 else ""
+        raise ValueError(dataset.problems[0] + more)
+    return dataset
+
+
+def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
+    """Files of a folder by their name without suffix, sorted by it.
+
+    Raises:
+        ValueError: a missing or empty folder, two files of one name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            raise ValueError(f"{path}: must be the only {path.stem} beside its suffix, got {files[path.stem].name} too")
+        files[path.stem] = path
+    if not files:
+        raise ValueError(f"{folder}: must hold {what} ({' '.join(suffixes)}), got none")
+    return files
+
+
+def read_label_map(path: Path, ids: Mapping[int, int]) -> np.ndarray:
+    """Train ids, uint8 [H, W], of a picture with one 8-bit channel, grey or palette.
+
+    Raises:
+        ValueError: an unreadable file, another kind of picture, an id that `ids` does not name.
+    """
+    picture = read_picture(path)
+    if picture.mode not in ("L", "P"):
+        raise ValueError(f"{path}: a label map must have one 8-bit channel, got mode {picture.mode}")
+    return remap(np.asarray(picture), ids, path)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture, decoded to its last pixel.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error ...
+        raise ValueError(f"{path}: must be a readable picture, got {type(error).__name__}: {error}") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height that a picture's header gives, pixels; errors as `read_picture`."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except Exception as error:
+        raise ValueError(f"{path}: must be a readable picture, got {type(error).__name__}: {error}") from error
+
+
+def _absent(names: Sequence[str], found: Mapping[str, Path], folder: Path, what: str) -> list[str]:
+    return [
+        f"{folder}: must hold {what} for each of {len(names)} names, got none for {name}"
+        for name in names
+        if name not in found
+    ]
