@@ -127,6 +127,12 @@ class Config:
     pseudo_softmax: Literal["labels", "features"] = "labels"
     """Confidence: softmax of the upsampled logits, or softmax at stride 8, then upsampled (released code)."""
 
+    step_mode: Literal["auto", "eager", "compile", "graph", "compile+graph"] = "auto"
+    """How a step runs: operator by operator; with networks compiled by torch; as one CUDA graph; or both. auto: a graph
+    on a GPU where it can be captured, else eager."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic inside the networks; weights, losses and matching stay fp32. auto: bf16 on a GPU that has it, else
+    fp32. fp16 scales the losses."""
     batch_size: int = 1
     """Images of each domain in a step."""
     steps: int = 200_000

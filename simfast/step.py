@@ -1,21 +1,49 @@
-"""One training step: both networks, matching, both optimisers (Eq. 12, Eq. 13)."""
+"""One training step: both networks, matching, both optimisers (Eq. 12, Eq. 13); eager, compiled or as a CUDA graph."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from simfast.capture import CannotCapture, Captured
 from simfast.config import Config
 from simfast.data.transfer import transfer
-from simfast.losses import adversarial_loss, segmentation_loss, upsample
+from simfast.losses import adversarial_loss
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
 from simfast.models.weights import normalise
+from simfast.optimizers import adam, match_strides, settle, sgd
+from simfast.upsampled import upsampled_segmentation_loss, upsampled_softmax
+
+log = logging.getLogger("simfast")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def poly(base: float, step: int, config: Config) -> float:
     """Learning rate at a step of the poly schedule (section 5.2)."""
     return base * (1 - step / config.schedule_steps) ** config.power
+
+
+def resolve_mode(asked: str, device: torch.device) -> str:
+    """The step mode that is meant on a device.
+
+    Raises:
+        ValueError: a CUDA graph was asked for and there is no GPU.
+    """
+    if "graph" in asked and device.type != "cuda":
+        raise ValueError(f"step_mode: must be eager, compile or auto without a GPU, got {asked!r}")
+    if asked == "auto":
+        return "graph" if device.type == "cuda" else "eager"
+    return asked
+
+
+def resolve_precision(asked: str, device: torch.device) -> str:
+    """The precision that is meant on a device: auto takes bf16 where the GPU computes in it, else fp32."""
+    if asked != "auto":
+        return asked
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 class Trainer:
@@ -28,6 +56,12 @@ class Trainer:
         matching: None for methods without it.
         convention: the input that model expects.
         device: where they all go.
+
+    Attributes:
+        mode, precision: what `step_mode` and `precision` of the settings became on this device.
+
+    Raises:
+        ValueError: a mode that the device does not have.
     """
 
     def __init__(
@@ -39,22 +73,30 @@ class Trainer:
         convention: str,
         device: torch.device,
     ):
+        self.mode = resolve_mode(config.step_mode, device)
+        self.precision = resolve_precision(config.precision, device)
+        self.config, self.model, self.convention, self.device = config, model, convention, device
+        self.discriminator, self.matching = discriminator, matching
         for part in (model, discriminator, matching):
             if part is not None:
                 part.to(device)
-        self.config, self.model, self.convention = config, model, convention
-        self.discriminator, self.matching = discriminator, matching
-        self.optimizer = torch.optim.SGD(
-            model.parameter_groups(config.lr, config.head_lr_factor),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
-        self.optimizer_d = None
-        if discriminator is not None:
-            self.optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=config.lr_d, betas=config.betas)
-        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        if device.type == "cuda":  # where channels-last convolutions are the fast ones
+            for network in self._networks():
+                network.to(memory_format=torch.channels_last)
+        self.optimizer = sgd(config, model)
+        self.optimizer_d = None if discriminator is None else adam(config, discriminator)
+        bases = [group["lr"] for optimizer in self._optimizers() for group in optimizer.param_groups]
+        # On the device, where a captured step finds the rate of the day.
+        self._rates = [(torch.zeros((), device=device), base) for base in bases]
+        self._settle_optimizers()
+        self.scaler = None
+        if self.precision == "fp16":
+            self.scaler = torch.amp.GradScaler(device.type)
+            self.scaler.scale(torch.zeros((), device=device))  # creates its tensors, which a graph must not
+        self._compiled = {}
+        if "compile" in self.mode:
+            self._compiled = {net: torch.compile(net, dynamic=False, fullgraph=True) for net in self._networks()}
+        self._captured = self._new_graph()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the networks, the banks and the optimisers."""
@@ -65,10 +107,8 @@ class Trainer:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.convention = state["convention"]
-
-    def _parts(self) -> dict[str, Any]:
-        names = ("model", "discriminator", "matching", "optimizer", "optimizer_d")
-        return {name: part for name in names if (part := getattr(self, name)) is not None}
+        self._settle_optimizers()
+        self._captured = self._new_graph()
 
     def step(
         self,
@@ -89,50 +129,77 @@ class Trainer:
 
         Returns:
             The unweighted losses by name, detached float32 scalars on the device.
+
+        Raises:
+            CannotCapture: a CUDA graph was asked for, and the step does not fit into one, or the batch has other shapes
+                than the first one. With step_mode "auto" such a step is an eager one.
         """
-        config, losses = self.config, {}
+        for rate, base in self._rates:
+            rate.fill_(poly(base, step, self.config))
+        inputs = (source, source_labels, target, target_labels)
+        if self._captured is not None:
+            try:
+                return self._captured(*inputs)
+            except CannotCapture as reason:
+                if self.config.step_mode != "auto":
+                    raise
+                log.warning("%s; from here on every step is eager", reason)
+                self.mode, self._captured = "eager", None
+        return self._update(*inputs)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What a step does
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _new_graph(self) -> Captured | None:
+        return Captured(self._update, self._unchanged) if "graph" in self.mode else None
+
+    def _update(
+        self, source: Tensor, source_labels: Tensor, target: Tensor | None, target_labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The step at the learning rates that are set. The same work at every call: it can be captured."""
         self.model.train()
-        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = poly(base, step, config)
         self.optimizer.zero_grad(set_to_none=True)
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)  # the generator's losses leave it alone
-
         # Source and target are back-propagated apart: the first graph is gone before the second one is built.
-        if target is not None:
-            source = transfer(config.transfer, source, target, config.fda_beta)
-        features, logits = self.model(normalise(source, self.convention), "source")
-        source_logits = upsample(logits, source_labels.shape[1:])
-        losses["seg"] = segmentation_loss(source_logits, source_labels)
-        (config.lambda_seg * losses["seg"]).backward()
-        if self.matching is not None:
-            self.matching.remember(features.detach(), correct_labels(logits, source_labels), self.model.classify)
-
-        if config.uses_target:
-            features, logits = self.model(normalise(target, self.convention), "target")
-            target_logits = upsample(logits, target.shape[2:])
-            losses |= self._target_losses(features, logits, target_logits, target_labels)
-            self._weighted(losses).backward()
+        losses, source_maps = self._source_losses(source, source_labels, target)
+        if self.config.uses_target:
+            target_losses, target_maps = self._target_losses(target, target_labels)
+            losses |= target_losses
         if self.discriminator is not None:
-            losses["d"] = self._update_discriminator(step, source_logits.detach(), target_logits.detach())
-
-        self.optimizer.step()
+            losses["d"] = self._discriminator_loss(source_maps, target_maps)
+        self._optimize()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _target_losses(
-        self, features: Tensor, logits: Tensor, upsampled: Tensor, pseudo_labels: Tensor | None
-    ) -> dict[str, Tensor]:
-        """The losses on target images that the segmentation network minimises (Eq. 2, 6, 8, 10, 11)."""
-        config, losses = self.config, {}
+    def _source_losses(
+        self, source: Tensor, labels: Tensor, target: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Eq. 1 on source images with its gradients, and what is remembered of them; the maps that D judges."""
+        if target is not None:
+            source = transfer(self.config.transfer, source, target, self.config.fda_beta)
+        features, logits = self._segment(source, "source")
+        loss, maps = upsampled_segmentation_loss(logits, labels, map_dtype=self._map_dtype)
+        self._backward(self.config.lambda_seg * loss)
+        if self.matching is not None:
+            self.matching.remember(features.detach(), correct_labels(logits, labels), self.model.classify)
+        return {"seg": loss}, maps
+
+    def _target_losses(self, target: Tensor, pseudo_labels: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The losses on target images that the segmentation network minimises (Eq. 2, 6, 8, 10, 11), with their
+        gradients; the maps that D judges."""
+        config, losses, maps = self.config, {}, None
+        features, logits = self._segment(target, "target")
         if config.stage == 2:
-            losses["seg_target"] = segmentation_loss(upsampled, pseudo_labels)
+            losses["seg_target"], _ = upsampled_segmentation_loss(logits, pseudo_labels)
         if self.discriminator is not None:
-            judgement = self.discriminator(F.softmax(upsampled.float(), 1))
-            losses["adv"] = adversarial_loss(judgement, "source", config.adversary)
+            maps = upsampled_softmax(logits, target.shape[2:], self._map_dtype)
+            losses["adv"] = adversarial_loss(self._judge(maps), "source", config.adversary)
         if self.matching is not None:
             labels = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
             losses["stuff"], losses["instance"] = self.matching(features, labels, self.model.classify)
-        return losses
+        self._backward(self._weighted(losses))
+        return losses, maps
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """Their part of Eq. 12 and Eq. 13."""
@@ -146,16 +213,83 @@ class Trainer:
         }
         return sum(weight * losses[name] for name, weight in weights.items() if name in losses)
 
-    def _update_discriminator(self, step: int, source_logits: Tensor, target_logits: Tensor) -> Tensor:
-        """Eq. 3 on the maps of this step, and the update that follows from it."""
+    def _discriminator_loss(self, source_maps: Tensor, target_maps: Tensor) -> Tensor:
+        """Eq. 3 on the maps of this step, with its gradients."""
         self.discriminator.requires_grad_(True)
-        self.optimizer_d.param_groups[0]["lr"] = poly(self.config.lr_d, step, self.config)
         self.optimizer_d.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=source_logits.device)
-        for logits, domain in ((source_logits, "source"), (target_logits, "target")):
-            judgement = self.discriminator(F.softmax(logits.float(), 1))
-            term = adversarial_loss(judgement, domain, self.config.adversary)
-            (self.config.lambda_d * term).backward()
+        loss = torch.zeros((), device=source_maps.device)
+        for maps, domain in ((source_maps, "source"), (target_maps, "target")):
+            term = adversarial_loss(self._judge(maps.detach()), domain, self.config.adversary)
+            self._backward(self.config.lambda_d * term)
             loss = loss + term.detach()
-        self.optimizer_d.step()
         return loss
+
+    def _optimize(self) -> None:
+        for optimizer in self._optimizers():
+            match_strides(optimizer)
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)  # skipped on the device where a gradient is not finite
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def _segment(self, images: Tensor, domain: str) -> tuple[Tensor, Tensor]:
+        images = normalise(images, self.convention)
+        if self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            return self._compiled.get(self.model, self.model)(images, domain)
+
+    def _judge(self, maps: Tensor) -> Tensor:
+        with self._autocast():
+            return self._compiled.get(self.discriminator, self.discriminator)(maps)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What a step changes
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _map_dtype(self) -> torch.dtype | None:
+        """Of the maps that D judges: what its first convolution would round them to."""
+        return None if self.discriminator is None else DTYPES[self.precision]
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("model", "discriminator", "matching", "optimizer", "optimizer_d", "scaler")
+        return {name: part for name in names if (part := getattr(self, name)) is not None}
+
+    def _networks(self) -> list[nn.Module]:
+        return [network for network in (self.model, self.discriminator) if network is not None]
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [optimizer for optimizer in (self.optimizer, self.optimizer_d) if optimizer is not None]
+
+    def _settle_optimizers(self) -> None:
+        rates = iter(self._rates)
+        for optimizer in self._optimizers():
+            settle(optimizer, [next(rates)[0] for _ in optimizer.param_groups])
+
+    @contextlib.contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Puts back at its end whatever a step changes."""
+        modules = [part for part in (self.model, self.discriminator, self.matching) if part is not None]
+        tensors = [x for module in modules for x in (*module.parameters(), *module.buffers())]
+        tensors += [x for optimizer in self._optimizers() for state in optimizer.state.values() for x in state.values()]
+        values = [x.detach().to("cpu", copy=True) for x in tensors]
+        scale = self.scaler and self.scaler.state_dict()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for x, value in zip(tensors, values, strict=True):
+                    x.copy_(value)
+            if self.scaler:
+                self.scaler.load_state_dict(scale)

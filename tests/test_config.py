@@ -62,6 +62,8 @@ OTHER = {
     "pseudo_labels": "x",
     "pseudo_cap": "0.5",
     "pseudo_softmax": "features",
+    "step_mode": "compile+graph",
+    "precision": "bf16",
     "batch_size": "7",
     "steps": "7",
     "schedule_steps": "12345",
