@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from simfast.data.classes import PALETTE
-from simfast.data.folder import IMAGE_SUFFIXES
+from simfast.data.dataset import IMAGE_SUFFIXES
 from simfast.evaluate import full_size_labels
 from simfast.models.weights import normalise
 

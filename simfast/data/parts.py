@@ -5,7 +5,7 @@ from typing import Any
 
 from simfast.config import Config
 from simfast.data import open_dataset
-from simfast.data.folder import SegmentationFolder
+from simfast.data.dataset import SegmentationDataset
 from simfast.evaluate import CLASS_SETS
 
 
@@ -34,7 +34,7 @@ def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> SegmentationFolder:
+def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> SegmentationDataset:
     """A part of `arguments_of`; the target with pseudo labels where their folder is given."""
     arguments = arguments_of(config)[part]
     if pseudo_labels is not None:
@@ -42,7 +42,7 @@ def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> S
     return open_dataset(**arguments, cache=config.cache)
 
 
-def scored_classes(config: Config, labelled: SegmentationFolder, held_out: SegmentationFolder) -> list[int]:
+def scored_classes(config: Config, labelled: SegmentationDataset, held_out: SegmentationDataset) -> list[int]:
     """The classes whose mean IoU decides which checkpoint is best.
 
     Args:
