@@ -1,5 +1,6 @@
 """What stage 2 needs of stage 1: pseudo labels of the target by its best network (section 4.2)."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from simfast.console import StopSignals
 from simfast.data.parts import open_part
 from simfast.models.restore import restore_model
 from simfast.pseudo_labels import THRESHOLDS_FILE, make_pseudo_labels
+
+log = logging.getLogger("simfast")
 
 
 def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
@@ -68,4 +71,14 @@ def label_target(config: Config, network: Path, folder: Path, device: torch.devi
         )
     if made is None:
         raise SystemExit(128 + stop.received)
+    classes = made["classes"]
+    kept, seen = (sum(entry[key] for entry in classes.values()) for key in ("kept_pixels", "predicted_pixels"))
+    missing = [name for name, entry in classes.items() if not entry["predicted_pixels"]]
+    log.info(
+        "pseudo labels: %d images, %.1f %% of the pixels kept, %s, in %s",
+        made["images"],
+        100 * kept / seen,
+        f"never predicted: {', '.join(missing)}" if missing else "every class predicted",
+        folder,
+    )
     return made

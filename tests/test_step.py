@@ -225,3 +225,32 @@ def test_the_step_without_a_target_is_cross_entropy_alone():
     trainer = Trainer(config, model, None, None, "rgb", torch.device("cpu"))
     assert float(trainer.step(0, source, labels)["seg"]) == pytest.approx(float(loss.detach()), rel=1e-5)
     assert math.isfinite(float(trainer.step(1, source, labels, target)["seg"]))
+
+
+def test_the_step_uses_the_adversary_it_is_told():
+    config = settings("paper", method="aa", adversary="ls-gan")
+    torch.manual_seed(0)
+    model, discriminator = deeplab_v2("resnet18"), Discriminator(19)
+    source, labels, target, _ = next(iter(batches(model, 1)))
+    with torch.no_grad():
+        maps = [enlarge(model(normalise(x, "rgb"))[1]).softmax(1) for x in (source, target)]
+        on_source, on_target = (discriminator(x) for x in maps)
+    losses = Trainer(config, model, discriminator, None, "rgb", torch.device("cpu")).step(0, source, labels, target)
+    assert float(losses["adv"]) == pytest.approx(float((on_target**2).mean()), rel=1e-4)
+    expected = (on_source**2).mean() + ((on_target - 1) ** 2).mean()
+    assert float(losses["d"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_step_keeps_the_statistics_it_is_told():
+    batch = next(iter(batches(deeplab_v2("resnet18"), 1)))[:3]
+    means = {}
+    for mode in ("train", "frozen", "per-domain"):
+        torch.manual_seed(0)
+        model = deeplab_v2("resnet18", batch_norm=mode)
+        Trainer(
+            settings("paper", method="aa", batch_norm=mode), model, Discriminator(19), None, "rgb", torch.device("cpu")
+        ).step(0, *batch)
+        means[mode] = model.bn1.running_mean, int(model.bn1.num_batches_tracked)
+    assert [count for _, count in means.values()] == [2, 0, 1]
+    assert not means["frozen"][0].any()
+    assert not torch.equal(means["train"][0], means["per-domain"][0])

@@ -88,6 +88,35 @@ def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_
     assert json.loads((out / "result.json").read_text()) == results
 
 
+@pytest.mark.slow
+def test_two_stages_on_streets_from_one_command(tmp_path):
+    small = ["--source-size", "64", "48", "--target-size", "64", "48", "--eval-every", "3", "--log-every", "1"]
+    results = train.main(
+        [
+            "--preset",
+            "streets",
+            "--device",
+            "cpu",
+            "--stage",
+            "all",
+            "--steps",
+            "3",
+            "--schedule-steps",
+            "4",
+            *small,
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    assert [results[f"stage{n}"]["row"] for n in (1, 2)] == ["aa+sim", "aa+sim+ssl"]
+    thresholds = json.loads((tmp_path / "stage2" / "pseudo-labels" / "thresholds.json").read_text())
+    assert thresholds["images"] == 120
+    kept = {name: entry["kept_fraction"] for name, entry in thresholds["classes"].items() if entry["predicted_pixels"]}
+    assert 0 < min(kept.values()) <= 1
+    rows = report.read_metrics(tmp_path / "stage2" / "metrics.jsonl")
+    assert all(row["seg_target"] > 0 for row in rows if row["kind"] == "train")
+
+
 @pytest.mark.parametrize("transfer", ["fda", "lab"])
 def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, settings, tmp_path):
     plain, transferred = (
