@@ -28,6 +28,7 @@ from simfast.console import StopSignals, set_up_logging
 from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
 from simfast.data.loader import DomainLoader, evaluation_loader
 from simfast.data.parts import open_part, scored_classes
+from simfast.environment import environment
 from simfast.evaluate import evaluate
 from simfast.matching import StuffInstanceMatching
 from simfast.models.deeplab import deeplab_v2
@@ -149,11 +150,30 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     report.save_curve(out / "curve.png", {config.row: report.read_metrics(metrics.path)})
     result = {"row": config.row} | {key: config.to_dict()[key] for key in RESULT_SETTINGS}
     result |= {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
+    result |= {"environment": environment(device)}
+    if config.report_split is not None:
+        result |= {"report": score_report(config, trainer, out, class_ids)}
     report.write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
-    log.info("\n%s\n", report.score_table({f"last ({last['step']})": last, f"best ({best['step']})": best}, class_ids))
+    columns = result.get("report", {"last": last, "best": best})
+    columns = {f"{name} ({row['step']})": row for name, row in columns.items()}
+    log.info("%s\n%s\n", config.report_split or config.eval_split, report.score_table(columns, class_ids))
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
     return result
+
+
+def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[int]) -> dict[str, Any]:
+    """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on."""
+    part, rows = open_part(config, "report"), {}
+    loader = evaluation_loader(part, 1, config.workers)
+    for name in ("last", "best"):
+        state = checkpoint.load(out / f"{name}.pt")
+        trainer.model.load_state_dict(state["model"])
+        scores, _ = evaluate(
+            trainer.model, loader, class_ids, trainer.convention, trainer.device, labelled_ids=part.class_ids
+        )
+        rows[name] = report.score_row(scores) | {"step": state["step"]}
+    return rows
 
 
 def open_data(config: Config, position: int, pseudo_labels: Path | None) -> tuple[DomainLoader, Any, list[int]]:

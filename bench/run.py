@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from simfast.environment import cpu_name, git
+
 ROOT = Path(__file__).parents[1]
 BENCHES = ("components", "regions", "segment_mean", "nearest", "matching")
 PACKAGES = (
@@ -65,7 +67,7 @@ def machine() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": git("rev-parse", "HEAD"),
+        "commit": git("rev-parse", "HEAD") or "unknown",
         "clean": not git("status", "--porcelain", "--untracked-files=no"),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -77,21 +79,11 @@ def machine() -> dict:
     }
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found.group(1).strip() if found else platform.machine()
 
 
 def nvidia_driver() -> str:

@@ -5,6 +5,7 @@ import logging
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,45 +172,62 @@ def write_tables(runs: list[Run], out: Path) -> None:
 
 
 def summarise(runs: list[Run]) -> list[dict[str, Any]]:
-    """One dictionary a row: mean and spread (sample deviation) of last and best mIoU in percent over its seeds, and
-    the paper's figure where it has one for these data sets and this network."""
+    """One dictionary a row, figures in percent over its seeds: mean and spread (sample deviation) of last and best
+    mIoU; IoU of each class at the last step; the gap closed, (row - source-only) / (target-only - source-only), of last
+    mIoU where both are there; and the paper's figure where it has one for these data sets and this network."""
+    results = {run: _scores(json.loads(run.result.read_text())) for run in runs if run.result.exists()}
     rows = []
     for name in dict.fromkeys(run.row for run in runs):
         own = [run for run in runs if run.row == name]
-        results = [json.loads(run.result.read_text()) for run in own if run.result.exists()]
+        found = [results[run] for run in own if run in results]
         config = own[0].config
-        row: dict[str, Any] = {"row": name, "trained": config.row, "seeds": [result["seed"] for result in results]}
+        row: dict[str, Any] = {"row": name, "trained": config.row, "seeds": [result["seed"] for result in found]}
         for which in ("last", "best"):
-            values = [100 * result[which]["miou"] for result in results if result[which]["miou"] is not None]
-            row[which] = statistics.fmean(values) if values else None
-            row[f"{which}_spread"] = statistics.stdev(values) if len(values) > 1 else None
+            row[which], row[f"{which}_spread"] = _mean_and_spread(result[which]["miou"] for result in found)
+        names = [key for key in (found[0]["last"] if found else {}) if key.startswith("iou/")]
+        row["classes"] = {
+            key.removeprefix("iou/"): _mean_and_spread(result["last"][key] for result in found)[0] for key in names
+        }
         published = PUBLISHED.get((config.source, config.arch), {}) if config.target == "cityscapes" else {}
-        row["paper"] = published.get(name)
-        row |= {"recipe": config.recipe, "settings": str(own[0].config.out / "settings.yaml")}
+        row |= {"paper": published.get(name), "recipe": config.recipe, "gap_closed": None}
+        row["environments"] = [result["environment"] for result in found]
         rows.append(row)
+    last = {row["row"]: row["last"] for row in rows}
+    lower, upper = last.get("source-only"), last.get("target-only")
+    for row in rows:
+        if None not in (lower, upper, row["last"]) and upper != lower:
+            row["gap_closed"] = 100 * (row["last"] - lower) / (upper - lower)
     return rows
 
 
+def _scores(result: dict[str, Any]) -> dict[str, Any]:
+    """A result whose scores are those of the part that nothing was chosen on, where there is one."""
+    return result | result.get("report", {})
+
+
+def _mean_and_spread(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """In percent, of values in [0, 1]; None where there is no value, or no two for a spread."""
+    found = [100 * value for value in values if value is not None]
+    return statistics.fmean(found) if found else None, statistics.stdev(found) if len(found) > 1 else None
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """`summarise` as a Markdown table."""
+    """`summarise` as Markdown: mIoU of the rows, then IoU of the classes."""
 
-    def cell(row: dict[str, Any], which: str) -> str:
-        if row[which] is None:
-            return "-"
-        spread = row[f"{which}_spread"]
-        return f"{row[which]:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+    def number(value: float | None, spread: float | None = None) -> str:
+        return "-" if value is None else f"{value:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
-    headers = ["row", "trained", "recipe", "seeds", "last mIoU, %", "best mIoU, %", "paper"]
+    headers = ["row", "trained", "recipe", "seeds", "last mIoU, %", "best mIoU, %", "gap closed, %", "paper"]
     body = [
         [
-            row["row"],
-            row["trained"],
-            row["recipe"],
-            len(row["seeds"]),
-            cell(row, "last"),
-            cell(row, "best"),
-            "-" if row["paper"] is None else f"{row['paper']:.1f}",
+            *(row["row"], row["trained"], row["recipe"], len(row["seeds"])),
+            *(number(row[which], row[f"{which}_spread"]) for which in ("last", "best")),
+            *(number(row["gap_closed"]), number(row["paper"])),
         ]
         for row in rows
     ]
-    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True)
+    classes = list(dict.fromkeys(name for row in rows for name in row["classes"]))
+    by_class = [[name, *(number(row["classes"].get(name)) for row in rows)] for name in classes]
+    names = ["IoU, %, last", *(row["row"] for row in rows)]
+    tables = [(body, headers), *([(by_class, names)] if classes else [])]
+    return "\n\n".join(tabulate(x, headers=h, tablefmt="github", disable_numparse=True) for x, h in tables)

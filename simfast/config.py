@@ -73,6 +73,9 @@ class Config:
     """Width and height of target images in training and evaluation, pixels; scored at the labels' own size."""
     eval_split: str = "val"
     """The target's part to evaluate on."""
+    report_split: str | None = None
+    """The target's part to score once more after training, with the last and the best checkpoint, where --eval-split
+    has served to choose. Default: none."""
     score_classes: Literal["auto", 13, 16, 19] = "auto"
     """Classes whose mean IoU decides which checkpoint is best. auto: those that source and target both label."""
     cache: Path | None = None

@@ -44,6 +44,7 @@ PRESETS = {
         target="camvid",
         source_size=(480, 360),
         target_size=(480, 360),
+        report_split="test",
         flip=True,
         arch="vgg16",
         steps=20_000,

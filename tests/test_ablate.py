@@ -22,8 +22,9 @@ with open(out.parent / "calls.txt", "a") as calls:
 if (out.parent / "fail").exists() and settings["method"] == (out.parent / "fail").read_text():
     sys.exit(3)
 score = settings["lambda_ci"] + settings["seed"] / 100
-last, best = ({"step": 1, "miou": miou} for miou in (score, score + 0.1))
-(out / "result.json").write_text(json.dumps({"seed": settings["seed"], "last": last, "best": best}))
+last, best = ({"step": 1, "miou": miou, "iou/road": miou / 2} for miou in (score, score + 0.1))
+result = {"seed": settings["seed"], "last": last, "best": best, "environment": {"device": "abacus"}}
+(out / "result.json").write_text(json.dumps(result))
 (out / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 1, "miou": score}) + "\\n")
 """
 
@@ -130,6 +131,17 @@ def test_the_table_has_means_spreads_and_the_papers_figures(shared, trainer, tmp
     assert (first["paper"], second["paper"], second["last"]) == (46.2, 43.4, pytest.approx(11.0))
     lines = (tmp_path / "ablation.md").read_text().splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
-        *("aa+it+sim", "aa+it-fda+sim", "paper", "2", "2.0 ± 1.4", "12.0 ± 1.4", "46.2")
+        *("aa+it+sim", "aa+it-fda+sim", "paper", "2", "2.0 ± 1.4", "12.0 ± 1.4", "-", "46.2")
     ]
+    assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == ["road", "1.0", "5.5"]
+    assert first["environments"] == [{"device": "abacus"}] * 2
     assert (tmp_path / "curves.png").exists()
+
+
+def test_the_gap_closed_is_between_source_only_and_target_only(shared, trainer):
+    rows = ["source-only,lambda_ci=0.2", "source-only", "target-only", "aa"]
+    runs = ablate.plan(rows, [0], shared)
+    settings = dict(zip(rows, (0.2, 0.2, 0.6, 0.3), strict=True))
+    runs = [ablate.Run(run.row, dataclasses.replace(run.config, lambda_ci=settings[run.row])) for run in runs]
+    ablate.run_all(runs, trainer)
+    assert [row["gap_closed"] for row in ablate.summarise(runs)] == pytest.approx([0, 0, 100, 25])

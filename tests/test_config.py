@@ -37,6 +37,7 @@ OTHER = {
     "target_ids": "x.yaml",
     "target_size": "64 32",
     "eval_split": "train",
+    "report_split": "x",
     "score_classes": "16",
     "cache": "x",
     "flip": "--no-flip",

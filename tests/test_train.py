@@ -88,6 +88,17 @@ def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_
     assert json.loads((out / "result.json").read_text()) == results
 
 
+def test_a_part_that_nothing_was_chosen_on_is_scored_at_the_end(settings, tmp_path, capsys):
+    arguments_ = arguments(settings, tmp_path, "--steps", 3, "--report-split", "train", "--method", "source-only")
+    result = train.main(arguments_)
+    assert result["report"]["last"]["step"] == 3
+    assert result["report"]["best"]["step"] == result["best"]["step"]
+    assert result["report"]["last"]["miou"] != result["last"]["miou"]
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state["last"] == result["last"]
+    assert "report" not in state
+
+
 @pytest.mark.slow
 def test_two_stages_on_streets_from_one_command(tmp_path):
     small = ["--source-size", "64", "48", "--target-size", "64", "48", "--eval-every", "3", "--log-every", "1"]

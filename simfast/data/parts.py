@@ -11,8 +11,8 @@ from simfast.evaluate import CLASS_SETS
 
 def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
     """What `open_dataset` is to be given for each part that training with these settings reads: "source" (not with
-    target-only), "target" and "held-out"; without pseudo labels, which are no part of the data, and without the cache.
-    """
+    target-only), "target", "held-out" and, where there is one, "report"; without pseudo labels, which are no part of
+    the data, and without the cache."""
     target = {"name": config.target, "root": config.target_root, "size": config.target_size}
     own_labels = config.method == "target-only"
     parts: dict[str, dict[str, Any]] = {}
@@ -30,7 +30,10 @@ def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
         "labelled": own_labels,
         "ids": config.target_ids if own_labels else None,
     }
-    parts["held-out"] = target | {"split": config.eval_split, "resize_labels": False, "ids": config.target_ids}
+    scored = target | {"resize_labels": False, "ids": config.target_ids}
+    parts["held-out"] = scored | {"split": config.eval_split}
+    if config.report_split is not None:
+        parts["report"] = scored | {"split": config.report_split}
     return parts
 
 
