@@ -1,5 +1,6 @@
 """The loader: a batch is a function of its number and the seed alone, whoever reads it and wherever a run began."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -51,7 +52,10 @@ def test_a_batch_holds_bytes_of_both_domains(domains):
     assert batch.source_images.shape == batch.target_images.shape == (2, 3, 6, 8)
     assert batch.source_labels.shape == (2, 6, 8)
     assert {x.dtype for x in batch} == {torch.uint8}
-    assert next(iter(DomainLoader(domains[0], None, 2, 0, 0, False))).target_images is None
+    assert batch.target_labels.shape == (2, 6, 8)
+    assert next(iter(DomainLoader(domains[0], None, 2, 0, 0, False)))[2:] == (None, None)
+    unlabelled = dataclasses.replace(domains[1], labels=None)
+    assert next(iter(DomainLoader(domains[0], unlabelled, 2, 0, 0, False))).target_labels is None
 
 
 def test_each_image_comes_once_an_epoch_in_an_order_of_its_own(domains):
@@ -86,6 +90,7 @@ def test_flip_mirrors_half_of_the_images_and_their_labels_with_them(domains):
     batches = take(DomainLoader(*domains, 2, seed=0, workers=0, flip=True), 100)
     images = torch.cat([batch.source_images for batch in batches])
     assert torch.equal(images[:, 1], torch.cat([batch.source_labels for batch in batches]))
+    assert all(torch.equal(batch.target_images[:, 1], batch.target_labels) for batch in batches)
     mirrored = {part: [m for b in batches for _, m in identities(getattr(b, part))] for part in batches[0]._fields[::2]}
     assert all(80 <= sum(coins) <= 120 for coins in mirrored.values())
     assert mirrored["source_images"] != mirrored["target_images"]
@@ -106,7 +111,7 @@ def test_a_bad_file_is_named_by_whichever_process_meets_it(workers, tmp_path):
 
 def test_workers_leave_ctrl_c_and_sigterm_to_the_trainer(domains):
     batches = iter(DomainLoader(*domains, 1, seed=0, workers=2, flip=False))
-    next(batches)
+    _ = next(batches), next(batches)  # one of each worker, so both have begun
     children = _children()
     assert len(children) == 2
     for child in children:

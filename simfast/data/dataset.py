@@ -47,7 +47,7 @@ class Description:
         return [word for word in (*words, kind) if word]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)  # they are long
 class SegmentationDataset:
     """Images with label maps, in order; item i is (image, label, name).
 
