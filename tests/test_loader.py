@@ -4,12 +4,16 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import simfast
 from simfast.data.folder import open_pairs
 from simfast.data.loader import DomainLoader, evaluation_loader
 
@@ -121,6 +125,20 @@ def test_workers_leave_ctrl_c_and_sigterm_to_the_trainer(domains):
         next(batches)
     batches.close()
     assert not _children() & children
+
+
+UNCLOSED = """
+from simfast.data import open_dataset
+from simfast.data.loader import DomainLoader
+batches = iter(DomainLoader(open_dataset("streets", None, "source", (8, 6)), None, 1, 0, 2, False))
+next(batches)
+next(batches)
+"""
+
+
+def test_a_program_that_leaves_a_loader_open_ends():
+    environment = os.environ | {"PYTHONPATH": str(Path(simfast.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", UNCLOSED], env=environment, check=True, timeout=60)
 
 
 def _children():

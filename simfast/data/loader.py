@@ -1,10 +1,12 @@
 """Batches of both domains for ever, each a pure function of (seed, position); and a data set in order, to be scored."""
 
+import atexit
 import hashlib
 import itertools
 import signal
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -153,10 +155,24 @@ def _read(dataset, order: Iterable[int], workers: int) -> Iterator:
         worker_init_fn=_leave_signals_to_the_trainer,
         generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
     )
-    for item in loader:
-        if isinstance(item, ValueError):
-            raise item
-        yield item
+    iterator = iter(loader)
+    at_exit = partial(_end_workers, weakref.ref(iterator))
+    atexit.register(at_exit)
+    try:
+        for item in iterator:
+            if isinstance(item, ValueError):
+                raise item
+            yield item
+    finally:
+        atexit.unregister(at_exit)
+        del iterator  # now, and its workers with it: an error keeps this frame alive
+
+
+def _end_workers(iterator: weakref.ref) -> None:
+    """Ends what reads ahead for an iterator that nobody closed: at exit Python would send its workers a SIGTERM, which
+    they ignore, and wait for them for ever."""
+    if hasattr(iterator(), "_shutdown_workers"):
+        iterator()._shutdown_workers()
 
 
 def _stack(items: Sequence[np.ndarray]) -> Tensor:
