@@ -20,10 +20,11 @@ from simfast.config import Config
 from simfast.console import set_up_logging
 from simfast.data import open_dataset
 from simfast.data.check import check_part, report_text
+from simfast.data.classes import CLASS_SETS
 from simfast.data.loader import evaluation_loader
 from simfast.data.parts import arguments_of, open_part
 from simfast.data.prepare import prepare
-from simfast.evaluate import CLASS_SETS, evaluate
+from simfast.evaluate import evaluate
 from simfast.models.restore import Restored, restore_model
 from simfast.models.weights import read_weights
 from simfast.predict import predict

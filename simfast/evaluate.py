@@ -8,17 +8,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from simfast.data.classes import CLASS_SETS
 from simfast.losses import upsample
 from simfast.models.weights import normalise
-
-_NOT_IN_16 = (9, 14, 16)  # terrain, truck, train: SYNTHIA does not label them
-_NOT_IN_13 = (*_NOT_IN_16, 3, 4, 5)  # wall, fence, pole
-CLASS_SETS: dict[int, tuple[int, ...]] = {
-    19: tuple(range(19)),
-    16: tuple(c for c in range(19) if c not in _NOT_IN_16),
-    13: tuple(c for c in range(19) if c not in _NOT_IN_13),
-}
-"""Train ids of the class sets that the literature reports on: 19 from GTA5, 16 and 13 from SYNTHIA (section 6.3)."""
 
 
 def full_size_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:

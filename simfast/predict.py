@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import nn
 from tqdm import tqdm
 
-from simfast.data.classes import PALETTE
+from simfast.data.classes import LABEL_IDS, PALETTE
 from simfast.data.dataset import IMAGE_SUFFIXES
 from simfast.evaluate import full_size_labels
 from simfast.models.weights import normalise
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff")
 SMALLEST_SIDE = 32
 KINDS = ("labels", "colour", "overlay")
-LABEL_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
-"""Cityscapes label id of each train id (cityscapesscripts), which the benchmark server expects."""
 
 
 class Skipped(NamedTuple):

@@ -14,8 +14,8 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from simfast.data.classes import CLASS_NAMES, colourise
-from simfast.evaluate import CLASS_SETS, Scores
+from simfast.data.classes import CLASS_NAMES, CLASS_SETS, colourise
+from simfast.evaluate import Scores
 from simfast.models.weights import WeightsReport
 
 matplotlib.use("Agg")

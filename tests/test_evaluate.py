@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from simfast.data.classes import CLASS_NAMES
-from simfast.evaluate import CLASS_SETS, Scores, count_confusion, evaluate, full_size_labels
+from simfast.data.classes import CLASS_NAMES, CLASS_SETS
+from simfast.evaluate import Scores, count_confusion, evaluate, full_size_labels
 from simfast.models.weights import normalise
 
 NUM_CLASSES, IGNORE = 19, 255

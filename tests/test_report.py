@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from simfast import report
-from simfast.data.classes import CLASS_NAMES
-from simfast.evaluate import CLASS_SETS, Scores
+from simfast.data.classes import CLASS_NAMES, CLASS_SETS
+from simfast.evaluate import Scores
 from simfast.models.weights import WeightsReport
 
 SCORES = Scores.of(torch.eye(19, dtype=torch.int64), CLASS_SETS[16], range(19))

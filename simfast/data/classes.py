@@ -39,12 +39,22 @@ STUFF: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
 THINGS: tuple[int, ...] = (5, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
 """Classes matched region by region: all the others."""
 
+_NOT_IN_16 = (9, 14, 16)  # terrain, truck, train: SYNTHIA does not label them
+_NOT_IN_13 = (*_NOT_IN_16, 3, 4, 5)  # wall, fence, pole
+CLASS_SETS: dict[int, tuple[int, ...]] = {
+    19: tuple(range(19)),
+    16: tuple(c for c in range(19) if c not in _NOT_IN_16),
+    13: tuple(c for c in range(19) if c not in _NOT_IN_13),
+}
+"""Train ids of the class sets that the literature reports on: 19 from GTA5, 16 and 13 from SYNTHIA (section 6.3)."""
+
 TRAIN_IDS: dict[int, int] = {i: i for i in (*range(NUM_CLASSES), IGNORE)}
 """The id map of labels that are train ids already."""
 CAMVID_IDS: dict[int, int] = {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 11: IGNORE}
 """The 11 classes and the void of CamVid's 480x360 edition (SegNet tutorial)."""
-_CITYSCAPES = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)  # in the order of the train ids
-CITYSCAPES_IDS: dict[int, int] = {i: _CITYSCAPES.index(i) if i in _CITYSCAPES else IGNORE for i in range(34)}
+LABEL_IDS: tuple[int, ...] = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+"""Cityscapes label id of each train id."""
+CITYSCAPES_IDS: dict[int, int] = {i: LABEL_IDS.index(i) if i in LABEL_IDS else IGNORE for i in range(34)}
 """The official table (cityscapesscripts.helpers.labels): the 19 evaluated classes of ids 0-33, the rest void."""
 GTA5_IDS: dict[int, int] = CITYSCAPES_IDS | {34: IGNORE}
 """GTA5's labels are Cityscapes ids, with 34 for the licence plate, which Cityscapes' label maps do not hold."""

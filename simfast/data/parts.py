@@ -5,8 +5,8 @@ from typing import Any
 
 from simfast.config import Config
 from simfast.data import open_dataset
+from simfast.data.classes import CLASS_SETS
 from simfast.data.dataset import SegmentationDataset
-from simfast.evaluate import CLASS_SETS
 
 
 def arguments_of(config: Config) -> dict[str, dict[str, Any]]:

@@ -7,13 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from simfast.data.classes import SYNTHIA_IDS, remap
+from simfast.data.classes import CLASS_SETS, SYNTHIA_IDS, remap
 from simfast.data.dataset import SegmentationDataset, read_label_map
 from simfast.data.folder import names_folder, open_pairs, warn_if_incomplete
 
 NUM_IMAGES = 9_400
-CLASS_IDS = tuple(i for i in range(19) if i not in (9, 14, 16))
-"""The 16 classes that are reported: its ids have a terrain, a truck and a train, of which it has no pixel."""
 NATIVE = "GT/LABELS"
 DECODED = ("parsed_LABELS", "synthia_mapped_to_cityscapes")
 """Folders in which labels lie as 8-bit pictures of one channel; they hold SYNTHIA's ids whatever their name says."""
@@ -51,7 +49,7 @@ def open_synthia(
         size,
         SYNTHIA_IDS,
         resize_labels,
-        CLASS_IDS,
+        CLASS_SETS[16],
         read_label=reader,
     )
     return warn_if_incomplete(dataset, f"{root}: synthia", NUM_IMAGES)
