@@ -35,7 +35,7 @@ from simfast.models.discriminator import Discriminator
 from simfast.models.restore import restore_model
 from simfast.models.weights import load_weights
 from simfast.pseudo_labels import make_pseudo_labels
-from simfast.step import Trainer
+from simfast.step import Trainer, poly
 
 log = logging.getLogger("simfast")
 # Which of the settings every result is printed with.
@@ -82,6 +82,7 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     set_up_logging(out / "log.txt")
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every fresh tensor, to find bugs
     torch.backends.cudnn.benchmark = not config.deterministic
     resumed = checkpoint.load(config.resume) if config.resume else None
     first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
@@ -93,7 +94,8 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     trainer = build_trainer(config, device, resumed)
     held_out_loader = evaluation_loader(held_out, 1, config.workers)
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
-    log.info("%s on %s%s, %s, run folder %s", config.arch, device, ops, f"from step {first}" if first else "new", out)
+    how = f"{trainer.mode} in {trainer.precision}{ops}"
+    log.info("%s on %s, %s, %s, run folder %s", config.arch, device, how, f"from step {first}" if first else "new", out)
 
     def save(name: str, step: int) -> None:
         progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
@@ -114,7 +116,7 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                 sums, since = None, step
                 if not all(map(math.isfinite, means.values())):
                     raise ValueError(f"the losses are not finite at step {step}: {means}; the last checkpoint is kept")
-                metrics.write("train", step, means | {"lr": trainer.optimizer.param_groups[0]["lr"]})
+                metrics.write("train", step, means | {"lr": poly(config.lr, step - 1, config)})
                 bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
 
             if step % config.eval_every == 0 or step == config.steps:

@@ -1,4 +1,4 @@
-"""The optimisers of a step: fused kernels, learning rates on the device, state that is complete before the first step."""
+"""The optimisers of a step: fused kernels, learning rates on the device, state complete before the first step."""
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,8 @@ def settle(optimizer: Optimizer, rates: list[Tensor]) -> None:
                 if stored is not None:
                     state[name].copy_(stored)
             if isinstance(optimizer, Adam):
-                state["step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=p.device)
+                stored = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=p.device)
+                state["step"] = stored.clone()
 
 
 def match_strides(optimizer: Optimizer) -> None:
