@@ -11,9 +11,9 @@ writes a profiler trace of one of them.
 
 import argparse
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ TOLERANCE = {"fp32": 0.02, "bf16": 0.1, "fp16": 0.05}
 MATCHING_TOLERANCE = 0.3
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Kind:
     mode: str
     precision: str
@@ -98,7 +98,7 @@ def networks(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     torch.manual_seed(0)
     config = settings(device, 1)
     model, discriminator = deeplab_v2(config.arch), Discriminator(19)
-    brief = Config(**{**config.to_dict(), "method": "source-only", "lr": 0.02, "head_lr_factor": 0.01})
+    brief = dataclasses.replace(config, method="source-only", lr=0.02, head_lr_factor=0.01)
     trainer = Trainer(brief, model, None, None, "rgb", torch.device(device))
     source, labels, _ = make_inputs(device, 1)
     for step in range(60):
