@@ -294,6 +294,8 @@ def test_an_overflow_skips_the_update_and_halves_the_scale(device):
     for step, batch in enumerate(batches(2, device)):
         trainer.step(step, *batch)
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert not any(state["momentum_buffer"].any() for state in trainer.optimizer.state.values())
+    assert all(state["step"] == 0 for state in trainer.optimizer_d.state.values())
     assert trainer.scaler.state_dict()["scale"] == pytest.approx(1e30 / 4)
     trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 1024.0})
     trainer.step(2, *batch)
@@ -312,7 +314,6 @@ def test_state_takes_the_layout_of_the_parameters_it_is_loaded_for():
         assert ours == pytest.approx(theirs, rel=1e-3)
     for optimizer in (other.optimizer, other.optimizer_d):
         for p, state in optimizer.state.items():
-            assert p.grad.stride() == p.stride()
             assert all(x.stride() == p.stride() for x in state.values() if x.dim())
 
 
