@@ -35,7 +35,7 @@ from simfast.models.discriminator import Discriminator
 from simfast.models.restore import restore_model
 from simfast.models.weights import load_weights
 from simfast.pseudo_labels import make_pseudo_labels
-from simfast.step import Trainer, poly
+from simfast.step import Trainer
 
 log = logging.getLogger("simfast")
 # Which of the settings every result is printed with.
@@ -116,7 +116,7 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                 sums, since = None, step
                 if not all(map(math.isfinite, means.values())):
                     raise ValueError(f"the losses are not finite at step {step}: {means}; the last checkpoint is kept")
-                metrics.write("train", step, means | {"lr": poly(config.lr, step - 1, config)})
+                metrics.write("train", step, means | {"lr": trainer.optimizer.param_groups[0]["lr"]})
                 bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
 
             if step % config.eval_every == 0 or step == config.steps:

@@ -1,4 +1,4 @@
-"""The optimisers of a step: fused kernels, learning rates on the device, state complete before the first step."""
+"""The optimisers of a step: fused, learning rates on the device, state that is complete before the first step."""
 
 import torch
 from torch import Tensor, nn
