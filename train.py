@@ -86,6 +86,7 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     set_up_logging(out / "log.txt")
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every fresh tensor, to find bugs
     torch.backends.cudnn.benchmark = not config.deterministic
     resumed = checkpoint.load(config.resume) if config.resume else None
     first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
@@ -97,7 +98,8 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     trainer = build_trainer(config, device, resumed)
     held_out_loader = evaluation_loader(held_out, 1, config.workers)
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
-    log.info("%s on %s%s, %s, run folder %s", config.arch, device, ops, f"from step {first}" if first else "new", out)
+    how = f"{trainer.mode} in {trainer.precision}{ops}"
+    log.info("%s on %s, %s, %s, run folder %s", config.arch, device, how, f"from step {first}" if first else "new", out)
 
     def save(name: str, step: int) -> None:
         progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}

@@ -1,6 +1,6 @@
 """Runs the benchmarks of what is built and writes one JSON; builds nothing.
 
-    python -m bench.run --out bench/results [--only components] [--note "other programs were running"]
+    python -m bench.run --out bench/results [--only components] [--select cpu] [--note "other programs were running"]
 
 The file holds the device, its driver, versions, the commit, the machine's load before and after, and per case the
 median of every contender, those that are missing named. `python -m bench.table FILE...` makes a table and a plot of
@@ -24,7 +24,7 @@ import torch
 from simfast.environment import cpu_name, git
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("components", "regions", "segment_mean", "nearest", "matching")
+BENCHES = ("components", "regions", "segment_mean", "nearest", "matching", "step")
 PACKAGES = (
     "torch", "numpy", "scikit-image", "connected-components-3d", "scipy", "opencv-python-headless", "cupy-cuda13x",
     "cucim-cu13", "triton", "pykeops", "faiss-gpu-cu12", "cuvs-cu13", "pytest-benchmark",
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the result file")
     parser.add_argument("--only", action="append", choices=BENCHES, help="run this one (may be repeated); default: all")
+    parser.add_argument("--select", default="", help="of these only the cases that this expression names (pytest -k)")
     parser.add_argument("--note", default="", help="what a reader should know about this run")
     arguments = parser.parse_args()
 
@@ -43,6 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
         command = [sys.executable, "-m", "pytest", *files, "-o", "python_functions=bench_*", f"--benchmark-json={raw}"]
+        command += ["-k", arguments.select] if arguments.select else []
         status = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
         if not raw.exists() or not raw.read_text().strip():
             raise SystemExit(status or 1)

@@ -76,6 +76,7 @@ def record(run: Callable[[], None], warm_up_calls: int) -> Callable[[], None]:
     # thread_local: a loader's thread may pin memory meanwhile, which the default mode takes for an error.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         run()
+    torch.cuda.empty_cache()  # what the warm-up held: the graph has a pool of its own
     return graph.replay
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
-
 
 def _require(holds: bool, name: str, rule: str, came: Any) -> None:
     if not holds:
@@ -234,6 +232,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for YAML and checkpoints."""
+        import pydantic  # here and below: a step alone does without it
+
         return pydantic.TypeAdapter(Config).dump_python(self, mode="json")
 
     def portable(self) -> dict[str, Any]:
@@ -247,6 +247,8 @@ class Config:
         Raises:
             ValueError: an unknown key (naming the closest one) or a bad value, with `where` it came from.
         """
+        import pydantic
+
         names = [field.name for field in dataclasses.fields(Config)]
         for key in settings:
             if key not in names:

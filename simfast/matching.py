@@ -208,7 +208,9 @@ def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore
 
 def _shrink(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [B, H, W] at another size, by nearest neighbour. int64."""
-    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+    if labels.dtype != torch.uint8:  # the one integer dtype that torch resizes
+        labels = labels.float()
+    return F.interpolate(labels[:, None], size, mode="nearest")[:, 0].long()
 
 
 def _resolve(ops: str) -> str:

@@ -42,15 +42,5 @@ def settle(optimizer: Optimizer, rates: list[Tensor]) -> None:
                 if stored is not None:
                     state[name].copy_(stored)
             if isinstance(optimizer, Adam):
-                state["step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=p.device)
-
-
-def match_strides(optimizer: Optimizer) -> None:
-    """Gives gradients their parameter's very strides, which the fused kernels ask for.
-
-    Autograd gives them its layout already; only the strides of dimensions of size 1 may differ, so this makes views.
-    """
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None and p.grad.stride() != p.stride():
-                p.grad = p.grad.as_strided(p.size(), p.stride())
+                stored = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=p.device)
+                state["step"] = stored.clone()

@@ -14,7 +14,7 @@ from simfast.data.transfer import transfer
 from simfast.losses import adversarial_loss
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
 from simfast.models.weights import normalise
-from simfast.optimizers import adam, match_strides, settle, sgd
+from simfast.optimizers import adam, settle, sgd
 from simfast.upsampled import upsampled_segmentation_loss, upsampled_softmax
 
 log = logging.getLogger("simfast")
@@ -226,7 +226,6 @@ class Trainer:
 
     def _optimize(self) -> None:
         for optimizer in self._optimizers():
-            match_strides(optimizer)
             if self.scaler is None:
                 optimizer.step()
             else:

@@ -241,6 +241,8 @@ class Calls(TorchDispatchMode):
         if name in ("copy_", "_copy_from"):
             return args[0].device != args[1].device
         if name == "_to_copy":
-            wanted = kwargs.get("device")
-            return wanted is not None and (wanted.type == "cpu" or wanted != args[0].device)
+            wanted, here = kwargs.get("device"), args[0].device
+            # On one device: a cast, for which autocast names the device too, or a copy that nobody waits for.
+            waits = kwargs.get("dtype") in (None, args[0].dtype) and not kwargs.get("non_blocking")
+            return wanted is not None and (wanted != here or (wanted.type == "cpu" and waits))
         return name in _HOST_READS or (name == "repeat_interleave" and kwargs.get("output_size") is None)

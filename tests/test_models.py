@@ -169,7 +169,7 @@ def test_running_statistics_move_in_train_mode_and_stay_put_when_frozen(mode):
     model(torch.randn(1, 3, 33, 33))[1].square().mean().backward()
     optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    statistics = {name for name in before if "running" in name or "num_batches" in name}
+    statistics = {name for name in before if "running" in name}
     assert statistics & changed == (statistics if mode == "train" else set())
     affine = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert affine
@@ -190,7 +190,7 @@ def test_per_domain_running_statistics_are_those_of_the_target_alone(arch):
         for ours, theirs in zip(both(target, domain="target"), target_alone(target), strict=True):
             assert torch.equal(ours, theirs)
     theirs = target_alone.state_dict()
-    assert theirs["layer4.1.bn2.num_batches_tracked"] == 2
+    assert theirs["layer4.1.bn2.running_mean"].abs().min() > 0
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in both.state_dict().items())
     both.eval(), target_alone.eval()
     assert torch.equal(both(source, domain="source")[1], target_alone(source)[1])
