@@ -78,8 +78,8 @@ def predict(
         the pictures that could not be read; all others are written.
 
     Raises:
-        ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two inputs
-            with one output, an output that is an input, a size under 32; later: logits that are not finite.
+        ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two
+            inputs with one output, an output that is an input, a size under 32; later: logits that are not finite.
         OSError: an output cannot be written.
     """
     if size is not None and min(size) < SMALLEST_SIDE:
