@@ -121,6 +121,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_resumed(config: Config, stored: Config) -> None:
+    if config.out != stored.out:  # where its best checkpoint and its metrics are
+        raise ValueError(f"out: a resumed run stays in its folder {stored.out}, got {config.out}")
     before, now = stored.to_dict(), config.to_dict()
     # The second stage has begun from the end of the first one, wherever that was.
     free = FREE_ON_RESUME - {"steps"} if stored.stage == "all" else FREE_ON_RESUME

@@ -142,6 +142,8 @@ class Evaluate:
 
     def run(self) -> int:
         config = self.config
+        if self.report is not None:
+            self.report.parent.mkdir(parents=True, exist_ok=True)
         restored = _restore(self.checkpoint, config)
         held_out = open_part(config, "held-out")
         # What is scored must not ask for the source's files: the held-out labels' classes where nothing else is said.

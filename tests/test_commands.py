@@ -52,8 +52,9 @@ def test_every_command_explains_itself_and_the_trainers_settings(name, capsys, m
 
 def test_evaluate_scores_a_run_as_it_scored_itself(run, tmp_path, capsys):
     out, result = run
-    assert simfast("evaluate", out, "--report", tmp_path / "scores.json") == 0
-    report = json.loads((tmp_path / "scores.json").read_text())
+    path = tmp_path / "new" / "scores.json"
+    assert simfast("evaluate", out, "--report", path) == 0
+    report = json.loads(path.read_text())
     best = result["best"]
     assert {key: report["scores"][key] for key in best if key.startswith("iou/")} == {
         key: value for key, value in best.items() if key.startswith("iou/")

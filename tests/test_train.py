@@ -87,6 +87,7 @@ def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_
     assert results["stage2"]["step"] == 1
     assert (out / "stage1" / "last.pt").stat().st_mtime_ns == before
     assert json.loads((out / "result.json").read_text()) == results
+    assert checkpoint.resolve(out, "best.pt") == out / "stage2" / "best.pt"
     with pytest.raises(SystemExit, match="steps: a resumed run keeps its settings"):
         train.main(["--resume", str(out), "--steps", "2"])
 
