@@ -58,11 +58,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         return both_stages(config, device, out) if config.stage == "all" else train(config, device, out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"train.py: {error}") from error
+    except KeyboardInterrupt:  # where no step is to be finished, or for the second time
+        raise SystemExit(130) from None
 
 
 def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     """Stage 1, then stage 2 with pseudo labels of its best checkpoint, each in a folder of its own. What an interrupted
     run has finished is kept."""
+    set_up_logging()
     report.write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
     results: dict[str, Any] = {}
     for stage, first in ((1, None), (2, out / "stage1")):
@@ -78,6 +81,7 @@ def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, An
             log.info("both stages continue with --resume %s", out)
             raise
     report.write_text(out / "result.json", json.dumps(results, indent=1) + "\n")
+    log.info("%s: both stages are done, stage1/ and stage2/", out)
     return results
 
 
@@ -90,6 +94,8 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     torch.backends.cudnn.benchmark = not config.deterministic
     resumed = checkpoint.load(config.resume) if config.resume else None
     first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
+    if first > config.steps:
+        raise ValueError(f"steps: must be at least {first}, where {config.resume} is, got {config.steps}")
     settings = yaml.safe_dump(config.portable(), sort_keys=False)
     log.info("%s", settings)
 

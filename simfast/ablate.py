@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import statistics
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
         The runs that failed; those after a failed one are still tried, except a stage 2 without its stage 1.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C reached the run in progress too, which has saved; call again to continue.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the run in progress got it too, and has saved; call again to continue.
     """
     trainer = trainer or find_trainer()
     out, failed = runs[0].config.out.parent, []
@@ -130,8 +131,9 @@ def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
         last = run.config.out / "last.pt"
         where = ["--resume", str(last)] if last.exists() else ["--config", str(settings), "--out", str(run.config.out)]
         log.info("%s, seed %d: %s", run.row, run.config.seed, run.config.out)
-        code = subprocess.run([sys.executable, str(trainer), *where], check=False).returncode
-        if code in (130, 143):
+        code, stopped = _run([sys.executable, str(trainer), *where])
+        if stopped:
+            log.info("stopped in %s; the same command goes on from there", run.config.out)
             raise KeyboardInterrupt
         if code:
             log.error("%s, seed %d: failed with exit code %d, see %s", run.row, run.config.seed, code, run.config.out)
@@ -139,6 +141,26 @@ def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
         write_tables(runs, out)
     write_tables(runs, out)
     return failed
+
+
+def _run(command: list[str]) -> tuple[int, bool]:
+    """The exit code of a program, and whether a signal stopped it. Ctrl-C and SIGTERM are handed on to it, and it has
+    all the time it needs to save: subprocess.run would kill it after a quarter of a second."""
+    received = []
+
+    def hand_on(number: int, _frame) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    stops = (signal.SIGINT, signal.SIGTERM)
+    with subprocess.Popen(command) as process:
+        before = {number: signal.signal(number, hand_on) for number in stops}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return code, bool(received) or code in [code for number in stops for code in (128 + number, -number)]
 
 
 def _write_settings(run: Run) -> Path:

@@ -44,8 +44,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def resolve(path: Path, name: str = "last.pt") -> Path:
-    """The checkpoint meant: the file itself, or the one of that name in a run folder."""
-    return path / name if path.is_dir() else path
+    """The checkpoint meant: the file itself, or the one of that name in a run folder; of both stages, the second's."""
+    if not path.is_dir():
+        return path
+    second = path / "stage2" / name
+    return second if second.is_file() else path / name
 
 
 def random_state() -> dict[str, Any]:

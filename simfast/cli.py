@@ -39,7 +39,8 @@ def starting_point(argv: list[str], stored: Config | None = None) -> Config:
 
     Args:
         argv: the command line.
-        stored: settings that came with a checkpoint; they are the starting point where no preset or file is named.
+        stored: settings that came with a checkpoint; they are the starting point where no preset or file is named, and
+            their recipe is where none is.
 
     Raises:
         ValueError, OSError: naming the file or setting.
@@ -55,7 +56,7 @@ def starting_point(argv: list[str], stored: Config | None = None) -> Config:
         first = checkpoint.load(checkpoint.resolve(Path(known.stage1), "best.pt"))
         stored = Config.from_dict(first["config"], known.stage1) if "config" in first else None
     settings = _read_settings(Path(known.config)) if known.config is not None else {}
-    recipe = known.recipe or settings.get("recipe", "paper")
+    recipe = known.recipe or settings.get("recipe", stored.recipe if stored else "paper")
     if recipe not in RECIPES:
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
     if stored is not None and known.preset is None and known.config is None:
@@ -120,9 +121,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_resumed(config: Config, stored: Config) -> None:
+    if config.out != stored.out:  # where its best checkpoint and its metrics are
+        raise ValueError(f"out: a resumed run stays in its folder {stored.out}, got {config.out}")
     before, now = stored.to_dict(), config.to_dict()
+    # The second stage has begun from the end of the first one, wherever that was.
+    free = FREE_ON_RESUME - {"steps"} if stored.stage == "all" else FREE_ON_RESUME
     for key in before:
-        if key not in FREE_ON_RESUME and before[key] != now[key]:
+        if key not in free and before[key] != now[key]:
             raise ValueError(
                 f"{key}: a resumed run keeps its settings ({before[key]!r} in {config.resume}), got {now[key]!r}"
             )

@@ -61,7 +61,9 @@ def _parse(command: type, argv: list[str]) -> Any:
     """The command with its settings: those of the checkpoint that it is about, where that holds any, come first."""
     stored = None
     names = {field.name for field in dataclasses.fields(command)}
-    if "checkpoint" in names and argv and not argv[0].startswith("-"):
+    if "checkpoint" in names and argv and not {"-h", "--help"} & set(argv):
+        if argv[0].startswith("-"):  # else the settings stored with it would quietly not count
+            raise ValueError(f"checkpoint: must come before the options, got {argv[0]} first")
         found = read_weights(checkpoint.resolve(Path(argv[0]), "best.pt")).settings
         # A file of the released code has the network of the released recipe.
         released = RECIPES["released"] | {"recipe": "released"}
@@ -123,7 +125,7 @@ class PseudoLabels:
         config = self.config
         if config.out is None:
             raise ValueError("out: must name the folder of the pseudo labels, got none")
-        made = label_target(config, self.checkpoint, config.out, pick_device(config))
+        made = label_target(config, _restore(self.checkpoint, config), config.out, pick_device(config))
         log.info("%s: %d label maps and thresholds.json", config.out, made["images"])
         return 0
 
@@ -140,6 +142,8 @@ class Evaluate:
 
     def run(self) -> int:
         config = self.config
+        if self.report is not None:
+            self.report.parent.mkdir(parents=True, exist_ok=True)
         restored = _restore(self.checkpoint, config)
         held_out = open_part(config, "held-out")
         # What is scored must not ask for the source's files: the held-out labels' classes where nothing else is said.
@@ -192,7 +196,7 @@ class Predict:
             label_ids=self.label_ids,
             workers=max(1, config.workers),
         )
-        log.info("%s: labels/, colour/, overlay/; %d pictures could not be read", out, len(skipped))
+        log.info("%s: labels/, colour/, overlay/", out)
         return int(bool(skipped))
 
 

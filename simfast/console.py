@@ -3,13 +3,18 @@
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+# One Ctrl-C may arrive twice: from the terminal, and handed on by a program that started this one.
+SAME_SIGNAL_SECONDS = 1.0
+
 
 class StopSignals:
-    """Context in which Ctrl-C and SIGTERM ask to stop after the current step; a second one stops at once.
+    """Context in which Ctrl-C and SIGTERM ask to stop after the current step; one more, a second later or after that,
+    stops at once.
 
     Attributes:
         received: the signal that asked, None until then.
@@ -26,8 +31,10 @@ class StopSignals:
 
     def _receive(self, number: int, _frame) -> None:
         if self.received:
+            if time.monotonic() - self._since < SAME_SIGNAL_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received, self._since = signal.Signals(number), time.monotonic()
         tqdm.write(f"{self.received.name}: finishing this step and saving; once more to stop at once", file=sys.stderr)
 
 

@@ -78,8 +78,8 @@ def predict(
         the pictures that could not be read; all others are written.
 
     Raises:
-        ValueError: before anything is written: an input that is not there, a folder without pictures, two inputs with
-            one output, an output that is an input, a size under 32; later: logits that are not finite.
+        ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two
+            inputs with one output, an output that is an input, a size under 32; later: logits that are not finite.
         OSError: an output cannot be written.
     """
     if size is not None and min(size) < SMALLEST_SIDE:
@@ -134,6 +134,8 @@ def _output_names(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
             names[given] = Path(given.name).with_suffix(".png")
         else:
             raise ValueError(f"{given}: must be a picture or a folder of pictures, got nothing there")
+    if not names:
+        raise ValueError("inputs: must name a picture or a folder of pictures, got none")
     first: dict[Path, Path] = {}
     for path, name in names.items():
         if name in first:

@@ -21,6 +21,9 @@ from simfast.models.weights import WeightsReport
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+PANEL_WIDTH = 1024
+"""The most pixels that a picture in a panel is wide: at Cityscapes' 2048, a panel is 25 million pixels."""
+
 
 class Metrics:
     """`metrics.jsonl` and TensorBoard files of a run; continuing at a step forgets what was written after it.
@@ -151,19 +154,23 @@ def evaluation_text(report: dict[str, Any]) -> str:
 def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]]) -> None:
     """A picture of image, prediction and truth side by side, one row each; unlabelled pixels of the truth are black.
 
+    All have the size of the smallest label map, but at most `PANEL_WIDTH` in width.
+
     Args:
         path: the PNG to write.
         pictures: (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU.
     """
+    height, width = (min(label.shape[axis] for _, _, label in pictures) for axis in (0, 1))
+    size = min(width, PANEL_WIDTH), round(height * min(1, PANEL_WIDTH / width))
     rows = []
     for image, predicted, label in pictures:
-        height, width = label.shape
-        photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)
-        rows.append([np.asarray(photo), colourise(predicted.numpy()), colourise(label.numpy())])
-    height, width = (min(tile.shape[axis] for row in rows for tile in row) for axis in (0, 1))
-    sheet = [[np.asarray(Image.fromarray(tile).resize((width, height), 0)) for tile in row] for row in rows]
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
+        maps = (
+            Image.fromarray(colourise(x.numpy())).resize(size, Image.Resampling.NEAREST) for x in (predicted, label)
+        )
+        rows.append(np.concatenate([np.asarray(tile) for tile in (photo, *maps)], 1))
     temporary = path.with_name(path.name + ".part")
-    Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in sheet])).save(temporary, format="PNG")
+    Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
     os.replace(temporary, path)
 
 

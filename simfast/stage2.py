@@ -10,7 +10,7 @@ from simfast import checkpoint
 from simfast.config import Config
 from simfast.console import StopSignals
 from simfast.data.parts import open_part
-from simfast.models.restore import restore_model
+from simfast.models.restore import Restored, restore_model
 from simfast.pseudo_labels import THRESHOLDS_FILE, make_pseudo_labels
 
 log = logging.getLogger("simfast")
@@ -35,16 +35,21 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
         raise ValueError(
             f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}; give --stage1 to make it"
         )
-    label_target(config, config.stage1, folder, device)
+    restored = restore_model(checkpoint.resolve(config.stage1, "best.pt"), device=device)
+    try:
+        label_target(config, restored, folder, device)
+    except SystemExit:
+        log.info("the same command goes on from there with --out %s", out)
+        raise
     return folder
 
 
-def label_target(config: Config, network: Path, folder: Path, device: torch.device) -> dict[str, Any]:
+def label_target(config: Config, restored: Restored, folder: Path, device: torch.device) -> dict[str, Any]:
     """Label the target's training images as the settings say (Eq. 9).
 
     Args:
         config: data set, size, cap and place of the softmax.
-        network: run folder (its best checkpoint) or checkpoint.
+        restored: the network, on `device`.
         folder: where the labels go.
         device: where to compute.
 
@@ -54,8 +59,6 @@ def label_target(config: Config, network: Path, folder: Path, device: torch.devi
     Raises:
         SystemExit: a signal; what is made so far is kept, and the same call goes on from there.
     """
-    path = checkpoint.resolve(network, "best.pt")
-    restored = restore_model(path, device=device)
     with StopSignals() as stop:
         made = make_pseudo_labels(
             restored.model,
@@ -67,9 +70,10 @@ def label_target(config: Config, network: Path, folder: Path, device: torch.devi
             cap=config.pseudo_cap,
             workers=config.workers,
             stop=lambda: stop.received is not None,
-            info={"checkpoint": str(path)},
+            info={"checkpoint": str(restored.weights.path)},
         )
     if made is None:
+        log.info("stopped by %s; the pseudo labels made so far are kept in %s", stop.received.name, folder)
         raise SystemExit(128 + stop.received)
     classes = made["classes"]
     kept, seen = (sum(entry[key] for entry in classes.values()) for key in ("kept_pixels", "predicted_pixels"))

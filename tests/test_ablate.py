@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +102,41 @@ def test_runs_are_done_once_and_those_begun_are_continued(shared, trainer, tmp_p
     assert (tmp_path / "calls.txt").read_text().split() == ["aa-seed0", "new", "aa+sim-seed0", "resumed"]
     settings = yaml.safe_load((tmp_path / "aa-seed0" / "settings.yaml").read_text())
     assert Config.from_dict(settings, "itself", Config(out=tmp_path / "aa-seed0")) == runs[0].config
+
+
+SLOW_TRAINER = """
+import pathlib, signal, sys, time
+from simfast.console import StopSignals
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+with StopSignals() as stop:
+    (out / "begun").touch()
+    while not stop.received:
+        time.sleep(0.01)
+    time.sleep(0.5)  # longer than subprocess.run leaves a program after Ctrl-C
+    (out / "last.pt").touch()
+sys.exit(128 + stop.received)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_in_progress_which_has_time_to_save(number, shared, tmp_path):
+    trainer = tmp_path / "slow.py"
+    trainer.write_text(SLOW_TRAINER)
+    runs = ablate.plan(["aa", "aa+sim"], [0], shared)
+    begun = tmp_path / "aa-seed0" / "begun"
+
+    def stop():
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        ablate.run_all(runs, trainer)
+    thread.join()
+    assert (tmp_path / "aa-seed0" / "last.pt").exists()
+    assert not (tmp_path / "aa+sim-seed0").exists()
 
 
 def test_a_failed_run_does_not_stop_the_others(shared, trainer, tmp_path):

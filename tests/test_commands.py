@@ -52,8 +52,9 @@ def test_every_command_explains_itself_and_the_trainers_settings(name, capsys, m
 
 def test_evaluate_scores_a_run_as_it_scored_itself(run, tmp_path, capsys):
     out, result = run
-    assert simfast("evaluate", out, "--report", tmp_path / "scores.json") == 0
-    report = json.loads((tmp_path / "scores.json").read_text())
+    path = tmp_path / "new" / "scores.json"
+    assert simfast("evaluate", out, "--report", path) == 0
+    report = json.loads(path.read_text())
     best = result["best"]
     assert {key: report["scores"][key] for key in best if key.startswith("iou/")} == {
         key: value for key, value in best.items() if key.startswith("iou/")
@@ -70,6 +71,14 @@ def test_evaluate_takes_a_released_file(folders, tmp_path, capsys):
     arguments = ["--target", "folder", "--target-root", folders / "target", "--target-size", "64", "64"]
     assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--workers", 0, "--device", "cpu") == 0
     assert "bgr" in capsys.readouterr().out
+
+
+def test_a_released_file_keeps_its_two_live_branches_whatever_the_preset(folders, tmp_path, capsys):
+    model = deeplab_v2("vgg16", head_dilations=(6, 12, 18, 24))
+    torch.save(model.state_dict(), tmp_path / "sim.pth")
+    arguments = ["--preset", "gta5", "--target", "folder", "--target-root", folders / "target", "--workers", 0]
+    assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--target-size", "64", "64") == 0
+    assert "4 of 4 of the head" in capsys.readouterr().out
 
 
 def test_predict_writes_labels_colours_and_overlays_of_any_size(run, tmp_path):
@@ -123,3 +132,14 @@ def test_errors_are_one_line_that_names_the_command(settings, tmp_path):
     message = simfast("prepare", *settings, "--steps", 2)
     assert message == "simfast prepare: cache: must name the folder to fill, got none"
     assert "nowhere" in simfast("evaluate", tmp_path / "nowhere")
+
+
+def test_a_checkpoint_behind_the_options_is_refused(run):
+    # Its settings are the starting point, which must be known before the options are read.
+    message = "simfast evaluate: checkpoint: must come before the options, got --workers first"
+    assert simfast("evaluate", "--workers", 0, run[0]) == message
+
+
+def test_predict_asks_for_pictures(run, tmp_path):
+    message = "simfast predict: inputs: must name a picture or a folder of pictures, got none"
+    assert simfast("predict", run[0], "--out", tmp_path / "out") == message

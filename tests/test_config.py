@@ -212,6 +212,8 @@ def test_a_resumed_run_keeps_what_its_steps_depend_on(tmp_path):
     assert (config.seed, config.steps, config.out, config.resume) == (3, 20, tmp_path, tmp_path / "last.pt")
     with pytest.raises(SystemExit, match=r"lr: a resumed run keeps its settings \(0.05 in .*\), got 0.5"):
         parse(["--resume", str(tmp_path), "--lr", "0.5"])
+    with pytest.raises(SystemExit, match=r"out: a resumed run stays in its folder .*, got elsewhere"):
+        parse(["--resume", str(tmp_path), "--out", "elsewhere"])
     with pytest.raises(SystemExit, match=r"last\.pt is not a file"):
         parse(["--resume", str(tmp_path / "other")[:-2] + "last.pt"])
 

@@ -127,7 +127,7 @@ def test_pseudo_labels_come_from_files_and_images_from_the_cache(roots, tmp_path
         prepare(open_part(roots, target, **options), tmp_path / "cache", 0)
 
 
-def test_a_moved_cache_needs_no_files(roots, tmp_path):
+def test_a_moved_cache_needs_no_files(roots, tmp_path, caplog):
     expected = list(open_part(roots))
     prepare(open_part(roots), tmp_path / "cache", 0, shard_items=3)
     (tmp_path / "cache").rename(tmp_path / "moved")
@@ -135,6 +135,8 @@ def test_a_moved_cache_needs_no_files(roots, tmp_path):
     for root in (roots["gta5"], None):
         items = list(open_dataset("gta5", root, "train", SIZE, cache=tmp_path / "moved"))
         assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(items, expected, strict=True))
+    (told,) = [message for message in caplog.messages if "not all there" in message]
+    assert str(roots["gta5"]) in told
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from simfast import report
-from simfast.data.classes import CLASS_NAMES, CLASS_SETS
+from simfast.data.classes import CLASS_NAMES, CLASS_SETS, PALETTE
 from simfast.evaluate import Scores
 from simfast.models.weights import WeightsReport
 
@@ -46,6 +48,16 @@ def test_a_table_says_over_how_many_classes_each_mean_is():
     assert short["mIoU, 16 classes"] == "100.0 (of 15)"
     assert short["mIoU, 13 classes"] == "100.0"
     assert (short["classes"], short["(train)"], short["(truck)"], short["wall"]) == ("15", "-", "100.0", "-")
+
+
+def test_a_panel_of_large_pictures_is_shrunk(tmp_path):
+    label = torch.zeros(100, 2048, dtype=torch.uint8)
+    label[:, 1024:] = 10
+    report.save_panel(tmp_path / "panel.png", [(torch.full((3, 50, 1024), 9, dtype=torch.uint8), label + 1, label)] * 2)
+    panel = np.asarray(Image.open(tmp_path / "panel.png"))
+    assert panel.shape == (2 * 50, 3 * 1024, 3)
+    tiles = panel[:, ::512]
+    assert (tiles == np.concatenate([[[9] * 3] * 2, PALETTE[[1, 11]], PALETTE[[0, 10]]])).all()
 
 
 def test_a_mean_that_the_labels_do_not_allow_is_not_in_the_table():

@@ -14,6 +14,7 @@ from PIL import Image
 
 import train
 from simfast import checkpoint, report
+from simfast.console import StopSignals
 from simfast.models.weights import load_weights
 
 ROOT = Path(train.__file__).parent
@@ -86,6 +87,9 @@ def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_
     assert results["stage2"]["step"] == 1
     assert (out / "stage1" / "last.pt").stat().st_mtime_ns == before
     assert json.loads((out / "result.json").read_text()) == results
+    assert checkpoint.resolve(out, "best.pt") == out / "stage2" / "best.pt"
+    with pytest.raises(SystemExit, match="steps: a resumed run keeps its settings"):
+        train.main(["--resume", str(out), "--steps", "2"])
 
 
 def test_a_part_that_nothing_was_chosen_on_is_scored_at_the_end(settings, tmp_path, capsys):
@@ -126,6 +130,14 @@ def test_two_stages_on_streets_from_one_command(tmp_path):
     assert 0 < min(kept.values()) <= 1
     rows = report.read_metrics(tmp_path / "stage2" / "metrics.jsonl")
     assert all(row["seg_target"] > 0 for row in rows if row["kind"] == "train")
+
+
+def test_a_run_does_not_end_before_where_it_is(settings, tmp_path):
+    train.main(arguments(settings, tmp_path, "--steps", 2, "--method", "source-only"))
+    before = (tmp_path / "result.json").read_text()
+    with pytest.raises(SystemExit, match=r"steps: must be at least 2, where .*last\.pt is, got 1"):
+        train.main(["--resume", str(tmp_path), "--steps", "1"])
+    assert (tmp_path / "result.json").read_text() == before
 
 
 @pytest.mark.parametrize("transfer", ["fda", "lab"])
@@ -209,6 +221,17 @@ def test_an_interrupted_run_saves_and_continues(number, settings, tmp_path):
     assert result["step"] == step + 1
     steps = [row["step"] for row in report.read_metrics(metrics) if row["kind"] == "train"]
     assert steps == list(range(1, step + 2))
+
+
+def test_a_signal_that_arrives_twice_at_once_still_lets_the_step_end(monkeypatch):
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGINT
+        later = time.monotonic() + 2
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_broken_checkpoint_is_named_and_a_failed_save_leaves_the_old_one(tmp_path):

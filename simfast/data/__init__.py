@@ -1,5 +1,6 @@
 """Data sets by name: `open_dataset`."""
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from simfast.data.folder import open_folder, read_ids
 from simfast.data.gta5 import open_gta5
 from simfast.data.streets import open_streets
 from simfast.data.synthia import open_synthia
+
+log = logging.getLogger("simfast")
 
 NAMES = ("streets", "camvid", "folder", "gta5", "synthia", "cityscapes")
 
@@ -74,9 +77,11 @@ def open_dataset(
         ids=tuple(sorted(read_ids(ids).items())) if ids else None,
     )
     if root is None and (name == "folder" or (name != "streets" and cache is None)):
-        raise ValueError(f"root: {name} needs the folder that it is in, got none")
+        raise ValueError(f"root: {name} needs the folder that it is in (--source-root, --target-root), got none")
     there = (name == "streets" or (root is not None and root.is_dir())) and (images is None or images.is_dir())
     dataset = None
+    if cache is not None and not there and root is not None:
+        log.warning("%s: not all there, so %s %s is read from %s alone", images or root, name, split, cache)
     if there or cache is None:
         dataset = _open_files(description, root, images, resize_labels)
         if complete:
