@@ -207,7 +207,7 @@ def test_steps_equal_the_paper_written_out(recipe, stage, ops):
         # term that is left out or halved changes 1e-2 of it.
         pairs = zip(trained(model, discriminator), trained(plain.model, plain.discriminator), before, strict=True)
         for (name, a), (_, b), start in pairs:
-            # Of the discriminator 7e-3 was seen, where a kink of its own is on the other side. And Adam makes whole steps
+            # Of the discriminator 7e-3 was seen, where a kink of its own falls otherwise. And Adam makes whole steps
             # of gradients that are nearly 0: there its moments tell more than what follows.
             share = 1e-1 if b in plain.moments else 1e-3
             with torch.no_grad():
