@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +11,9 @@ from tqdm import tqdm
 
 class StopSignals:
     """Context in which Ctrl-C and SIGTERM ask to stop after the current step; a second one stops at once.
+
+    Not within a second of the first: a scheduler may send its signal to a process and to the one that started it,
+    which passes it on.
 
     Attributes:
         received: the signal that asked, None until then.
@@ -26,8 +30,10 @@ class StopSignals:
 
     def _receive(self, number: int, _frame) -> None:
         if self.received:
+            if time.monotonic() - self._since < 1:
+                return
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received, self._since = signal.Signals(number), time.monotonic()
         tqdm.write(f"{self.received.name}: finishing this step and saving; once more to stop at once", file=sys.stderr)
 
 
@@ -38,7 +44,7 @@ class BesideTheBar(logging.Handler):
         tqdm.write(self.format(record))
 
 
-def set_up_logging(file: Path | None = None) -> None:
-    """The project's log, on the terminal and, where a file is given, appended to that."""
+def set_up_logging(file: Path | None = None, level: int = logging.INFO) -> None:
+    """The project's log from a level on, on the terminal and, where a file is given, appended to that."""
     handlers = [BesideTheBar()] + ([logging.FileHandler(file)] if file else [])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
