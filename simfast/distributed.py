@@ -116,7 +116,12 @@ def averaging(network: nn.Module) -> nn.Module:
     Call it within `backward_follows`, which says when. Batch norms see each process's own images, and keep statistics
     of them alone; see `share_buffers`.
     """
-    return DistributedDataParallel(network, broadcast_buffers=False) if size() > 1 else network
+    if size() == 1:
+        return network
+    called = DistributedDataParallel(network)
+    # Not as an argument: it has another name from torch 2.13 on.
+    called.broadcast_buffers = False
+    return called
 
 
 def backward_follows(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:
@@ -158,9 +163,9 @@ def gather(means: Tensor, rings: Tensor) -> tuple[Tensor, Tensor]:
     """
     everything = []
     for x in (means, rings):
-        parts = x.new_empty((size() * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(parts, x.contiguous())
-        everything.append(parts)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+        dist.all_gather(parts, x.contiguous())
+        everything.append(torch.cat(parts))
     return tuple(everything)
 
 
