@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("components", "regions", "segment_mean", "nearest", "matching")
+BENCHES = ("components", "regions", "segment_mean", "nearest", "matching", "data")
 PACKAGES = (
     "torch", "numpy", "scikit-image", "connected-components-3d", "scipy", "opencv-python-headless", "cupy-cuda13x",
     "cucim-cu13", "triton", "pykeops", "faiss-gpu-cu12", "cuvs-cu13", "pytest-benchmark",

@@ -67,7 +67,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         yield device
     except RuntimeError as error:  # torch has no one exception for it
         if any(words in str(error) for words in _LOST):
-            raise SystemExit(f"rank {rank()}: another process was lost; its own message says why") from error
+            raise SystemExit(f"train.py: rank {rank()}: another process was lost; its own message says why") from error
         raise
     # Not after an error: there may be others still to wait for, who are waiting for this one.
     dist.barrier(_patient)
