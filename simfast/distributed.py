@@ -110,17 +110,30 @@ def highest(value: int) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def averaging(network: nn.Module) -> nn.Module:
-    """The network to call, so that its gradients become their mean over the processes; its parameters become rank 0's.
+def averaging(network: nn.Module, compiled: nn.Module) -> nn.Module:
+    """What to call in a network's place, so that its gradients become their mean over the processes; its parameters
+    become rank 0's.
 
     Call it within `backward_follows`, which says when. Batch norms see each process's own images, and keep statistics
     of them alone; see `share_buffers`.
+
+    Args:
+        network: convolutions, the first parameter being the first one's weight; gives logits, or features and logits.
+        compiled: what to call in one process: the network, or what torch.compile made of it.
     """
     if size() == 1:
-        return network
+        return compiled
     called = DistributedDataParallel(network)
     # Not as an argument: it has another name from torch 2.13 on.
     called.broadcast_buffers = False
+    # After its first backward pass it lays the gradients out anew, and three or more are then summed in another order.
+    # One pass before the training, so that a resumed run has a straight one's layout from its first step on.
+    weight, training = next(network.parameters()), network.training
+    network.eval()
+    called(weight.new_zeros(1, weight.shape[1], 64, 64))[-1].sum().backward()
+    network.train(training)
+    network.zero_grad(set_to_none=True)
+    called.module = compiled
     return called
 
 

@@ -101,7 +101,7 @@ class Trainer:
         self._compiled = {}
         if "compile" in self.mode:
             self._compiled = {net: torch.compile(net, dynamic=False, fullgraph=True) for net in self._networks()}
-        self._called = {net: distributed.averaging(self._compiled.get(net, net)) for net in self._networks()}
+        self._called = {net: distributed.averaging(net, self._compiled.get(net, net)) for net in self._networks()}
         self._captured = self._new_graph()
 
     def state_dict(self) -> dict[str, Any]:
