@@ -56,9 +56,9 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        number = int(os.environ.get("LOCAL_RANK", 0))
-        if number >= torch.cuda.device_count():
-            raise ValueError(f"device: must be a GPU for each process, got {torch.cuda.device_count()} GPUs and more")
+        number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= there:
+            raise ValueError(f"device: must be a GPU for each process of a machine, got {there} for process {number}")
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
