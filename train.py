@@ -1,4 +1,7 @@
-"""Train and adapt a segmentation network: `python train.py --stage 1` runs on the embedded `streets`; see --help."""
+"""Train and adapt a segmentation network: `python train.py --stage 1` runs on the embedded `streets`; see --help.
+
+`torchrun --nproc-per-node N train.py ...` does the same with N processes, each with a batch and a GPU of its own.
+"""
 
 import dataclasses
 import itertools
@@ -6,9 +9,10 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,14 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # CPU threads that wait by spinning make a step several times slower as soon as another program wants a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if os.environ.get("RANK", "0") != "0":  # one progress bar for all processes of torchrun
+    os.environ["TQDM_DISABLE"] = "1"
 
 import torch
 import yaml
 from tqdm import tqdm
 
-from simfast import checkpoint, report
+from simfast import checkpoint, distributed, report
 from simfast.cli import parse, pick_device
 from simfast.config import Config
 from simfast.console import StopSignals, set_up_logging
@@ -54,10 +60,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     config = parse(sys.argv[1:] if argv is None else argv)
     try:
-        device, out = pick_device(config), run_folder(config)
-        return both_stages(config, device, out) if config.stage == "all" else train(config, device, out)
+        with distributed.joined(pick_device(config)) as device:
+            out = distributed.on_lead(run_folder, config)
+            return both_stages(config, device, out) if config.stage == "all" else train(config, device, out)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"train.py: {error}") from error
+        where = f"rank {distributed.rank()}: " if distributed.size() > 1 else ""
+        raise SystemExit(f"train.py: {where}{error}") from error
     except KeyboardInterrupt:  # where no step is to be finished, or for the second time
         raise SystemExit(130) from None
 
@@ -65,8 +73,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     """Stage 1, then stage 2 with pseudo labels of its best checkpoint, each in a folder of its own. What an interrupted
     run has finished is kept."""
-    set_up_logging()
-    report.write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
+    lead = distributed.is_lead()
+    set_up_logging(level=logging.INFO if lead else logging.ERROR)
+    if lead:
+        report.write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
     results: dict[str, Any] = {}
     for stage, first in ((1, None), (2, out / "stage1")):
         folder = out / f"stage{stage}"
@@ -80,56 +90,72 @@ def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, An
         except SystemExit:
             log.info("both stages continue with --resume %s", out)
             raise
-    report.write_text(out / "result.json", json.dumps(results, indent=1) + "\n")
+    if lead:
+        report.write_text(out / "result.json", json.dumps(results, indent=1) + "\n")
     log.info("%s: both stages are done, stage1/ and stage2/", out)
     return results
 
 
 def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
-    """The story of a run: data and networks, then steps with evaluations and checkpoints between them."""
-    set_up_logging(out / "log.txt")
+    """The story of a run: data and networks, then steps with evaluations and checkpoints between them.
+
+    Where several processes train together, all live through it, and the lead alone writes.
+    """
+    lead = distributed.is_lead()
+    set_up_logging(out / "log.txt" if lead else None, logging.INFO if lead else logging.ERROR)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every fresh tensor, to find bugs
     torch.backends.cudnn.benchmark = not config.deterministic
     resumed = checkpoint.load(config.resume) if config.resume else None
+    processes = distributed.size()
+    if resumed and (before := resumed.get("processes", 1)) != processes:
+        rule = f"must go on with as many processes as it began with ({before}): data order and banks depend on them"
+        raise ValueError(f"resume: {config.resume} {rule}, got {processes}")
     first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
     if first > config.steps:
         raise ValueError(f"steps: must be at least {first}, where {config.resume} is, got {config.steps}")
     settings = yaml.safe_dump(config.portable(), sort_keys=False)
     log.info("%s", settings)
 
-    pseudo_labels = find_pseudo_labels(config, device, out) if config.stage == 2 else None
-    loader, held_out, class_ids = open_data(config, first, pseudo_labels)
+    pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
+    loader, held_out, class_ids = open_data(config, device, first, pseudo_labels)
     trainer = build_trainer(config, device, resumed)
-    held_out_loader = evaluation_loader(held_out, 1, config.workers)
+    held_out_loader = evaluation_loader(held_out, 1, config.workers, distributed.rank(), processes)
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
-    how = f"{trainer.mode} in {trainer.precision}{ops}"
-    log.info("%s on %s, %s, %s, run folder %s", config.arch, device, how, f"from step {first}" if first else "new", out)
+    how = f"{device}, {trainer.mode} in {trainer.precision}{ops}"
+    how += f", {processes} processes" if processes > 1 else ""
+    log.info("%s on %s, %s, run folder %s", config.arch, how, f"from step {first}" if first else "new", out)
 
     def save(name: str, step: int) -> None:
-        progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
-        checkpoint.save(out / name, trainer.state_dict() | progress | {"random": checkpoint.random_state()})
+        if lead:
+            progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
+            progress |= {"processes": processes, "random": checkpoint.random_state()}
+            checkpoint.save(out / name, trainer.state_dict() | progress)
 
-    report.write_text(out / "config.yaml", settings)
-    metrics = report.Metrics(out, first)
+    if lead:
+        report.write_text(out / "config.yaml", settings)
+    metrics = report.Metrics(out, first) if lead else None
     started, sums, since = time.monotonic(), None, first
     bar = tqdm(total=config.steps, initial=first, desc=config.row, unit="step", dynamic_ncols=True)
-    with StopSignals() as stop, bar, closing(metrics):
+    with StopSignals() as stop, bar, closing(metrics) if lead else nullcontext():
         for step, batch in zip(range(first + 1, config.steps + 1), loader):  # noqa: B905  the loader is endless
-            losses = trainer.step(step - 1, *(x if x is None else x.to(device, non_blocking=True) for x in batch))
+            losses = trainer.step(step - 1, *batch)
             sums = torch.stack(list(losses.values())) + (0 if sums is None else sums)
             bar.update()
 
             if step % config.log_every == 0 or step == config.steps:
-                means = dict(zip(losses, (sums / (step - since)).tolist(), strict=True))  # the one read from the device
+                sums = distributed.total(sums) / ((step - since) * processes)
+                means = dict(zip(losses, sums.tolist(), strict=True))  # the one read from the device
                 sums, since = None, step
                 if not all(map(math.isfinite, means.values())):
                     raise ValueError(f"the losses are not finite at step {step}: {means}; the last checkpoint is kept")
-                metrics.write("train", step, means | {"lr": poly(config.lr, step - 1, config)})
+                if lead:
+                    metrics.write("train", step, means | {"lr": poly(config.lr, step - 1, config)})
                 bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
 
             if step % config.eval_every == 0 or step == config.steps:
+                distributed.share_buffers(trainer.model)
                 scores, pictures = evaluate(
                     trainer.model,
                     held_out_loader,
@@ -138,36 +164,48 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                     device,
                     config.panel_images,
                     labelled_ids=held_out.class_ids,
+                    total=distributed.total,
                 )
                 last = report.score_row(scores)
-                metrics.write("eval", step, last)
+                if lead:
+                    metrics.write("eval", step, last)
                 last["step"] = step
                 if best is None or last["miou"] > best["miou"]:
                     best = last
                     save("best.pt", step)
                 save("last.pt", step)
-                if pictures:
+                if lead and pictures:
                     report.save_panel(out / f"panel-{step:06d}.png", pictures)
                 log.info("step %d: mIoU %.2f %%, best %.2f %%", step, 100 * last["miou"], 100 * best["miou"])
 
-            if stop.received and step < config.steps:
+            received = distributed.highest(stop.received or 0)
+            if received and step < config.steps:
                 save("last.pt", step)
-                log.info("stopped by %s after step %d; continue with --resume %s", stop.received.name, step, out)
-                raise SystemExit(128 + stop.received)
+                name = signal.Signals(received).name
+                log.info("stopped by %s after step %d; continue with --resume %s", name, step, out)
+                distributed.wait()  # torchrun ends the others as soon as one is gone
+                raise SystemExit(128 + received)
 
-    report.save_curve(out / "curve.png", {config.row: report.read_metrics(metrics.path)})
     result = {"row": config.row} | {key: config.to_dict()[key] for key in RESULT_SETTINGS}
     result |= {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
-    result |= {"environment": environment(device)}
+    result |= {"processes": processes, "environment": environment(device)}
     if config.report_split is not None:
-        result |= {"report": score_report(config, trainer, out, class_ids)}
+        result |= {"report": distributed.on_lead(score_report, config, trainer, out, class_ids)}
+    if lead:
+        write_results(config, out, result, class_ids)
+    distributed.wait()
+    return result
+
+
+def write_results(config: Config, out: Path, result: dict[str, Any], class_ids: list[int]) -> None:
+    """What a run leaves at its end, beside its checkpoints."""
+    report.save_curve(out / "curve.png", {config.row: report.read_metrics(out / "metrics.jsonl")})
     report.write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
-    columns = result.get("report", {"last": last, "best": best})
+    columns = result.get("report", {name: result[name] for name in ("last", "best")})
     columns = {f"{name} ({row['step']})": row for name, row in columns.items()}
     log.info("%s\n%s\n", config.report_split or config.eval_split, report.score_table(columns, class_ids))
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
-    return result
 
 
 def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[int]) -> dict[str, Any]:
@@ -184,14 +222,21 @@ def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[in
     return rows
 
 
-def open_data(config: Config, position: int, pseudo_labels: Path | None) -> tuple[DomainLoader, Any, list[int]]:
-    """Training batches from a position on, the held-out set, and the classes whose mean IoU decides. target-only trains
-    on the target's labels as source-only does on the source's."""
+def open_data(
+    config: Config, device: torch.device, position: int, pseudo_labels: Path | None
+) -> tuple[DomainLoader, Any, list[int]]:
+    """Training batches from a position on, this process's share of them; the held-out set; and the classes whose mean
+    IoU decides. target-only trains on the target's labels as source-only does on the source's."""
     held_out, target = open_part(config, "held-out"), open_part(config, "target", pseudo_labels)
     labelled = target if config.method == "target-only" else open_part(config, "source")
     seen = target if config.uses_target or config.transfer != "none" else None
+    if len(held_out) < distributed.size():
+        raise ValueError(
+            f"eval_split: must have an image for each of {distributed.size()} processes, got {len(held_out)}"
+        )
+    share = {"rank": distributed.rank(), "ranks": distributed.size()}
     loader = DomainLoader(
-        labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position=position
+        labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
     log.info("%s: %d labelled, %d target, %d held-out images", config.row, len(labelled), len(target), len(held_out))
     return loader, held_out, scored_classes(config, labelled, held_out)
@@ -210,6 +255,7 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
         matching = StuffInstanceMatching(
             model.num_features, STUFF, THINGS, rows, most, config.gate, config.fill_rule, config.ops
         )
+        matching.gather = distributed.gather if distributed.size() > 1 else None
     trainer = Trainer(config, model, discriminator, matching, convention or "rgb", device)
     if resumed:
         trainer.load_state_dict(resumed)

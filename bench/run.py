@@ -24,7 +24,7 @@ import torch
 from simfast.environment import cpu_name, git
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("components", "regions", "segment_mean", "nearest", "matching", "step")
+BENCHES = ("components", "regions", "segment_mean", "nearest", "matching", "step", "data")
 PACKAGES = (
     "torch", "numpy", "scikit-image", "connected-components-3d", "scipy", "opencv-python-headless", "cupy-cuda13x",
     "cucim-cu13", "triton", "pykeops", "faiss-gpu-cu12", "cuvs-cu13", "pytest-benchmark",

@@ -81,7 +81,7 @@ class Config:
     flip: bool = False
     """Mirror half of the training images."""
     workers: int = 4
-    """Processes that read data; 0 = the trainer's own."""
+    """Processes that read data, or threads where a cache has it all; 0 = the trainer's own."""
 
     arch: Literal["resnet18", "resnet50", "resnet101", "vgg16"] = "resnet101"
     """Backbone of DeepLabV2 (section 5.1)."""
@@ -135,7 +135,7 @@ class Config:
     """Arithmetic inside the networks; weights, losses and matching stay fp32. auto: bf16 on a GPU that has it, else
     fp32. fp16 scales the losses."""
     batch_size: int = 1
-    """Images of each domain in a step."""
+    """Images of each domain in a step; with torchrun, of each of its processes."""
     steps: int = 200_000
     """Steps to train."""
     schedule_steps: int = 250_000

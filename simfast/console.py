@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# One Ctrl-C may arrive twice: from the terminal, and handed on by a program that started this one.
+# One Ctrl-C may arrive twice: from the terminal or a scheduler, and handed on by a program that started this one.
 SAME_SIGNAL_SECONDS = 1.0
 
 
@@ -45,7 +45,7 @@ class BesideTheBar(logging.Handler):
         tqdm.write(self.format(record))
 
 
-def set_up_logging(file: Path | None = None) -> None:
-    """The project's log, on the terminal and, where a file is given, appended to that."""
+def set_up_logging(file: Path | None = None, level: int = logging.INFO) -> None:
+    """The project's log from a level on, on the terminal and, where a file is given, appended to that."""
     handlers = [BesideTheBar()] + ([logging.FileHandler(file)] if file else [])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)

@@ -1,7 +1,7 @@
 """Confusion matrix and IoU of a network on a labelled data set, at the labels' own resolution."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -137,6 +137,7 @@ def evaluate(
     keep: int = 0,
     *,
     labelled_ids: Iterable[int] | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Scores, list[tuple[Tensor, Tensor, Tensor]]]:
     """Scores of a network over a data set; the logits are upsampled to each label map's own size.
 
@@ -148,6 +149,7 @@ def evaluate(
         device: where to compute.
         keep: how many pictures to return for looking at.
         labelled_ids: the classes that can be in the labels, which all get an IoU; None: class_ids.
+        total: where several processes evaluate a share each, what sums a tensor over them; all get the scores of all.
 
     Returns:
         scores: one device read at the end.
@@ -173,6 +175,9 @@ def evaluate(
     model.train(was_training)
     if confusion is None:
         raise ValueError("evaluate: loader must give at least one batch, got none")
-    if not finite:
+    broken = (~finite).long()
+    if total is not None:
+        confusion, broken = total(confusion), total(broken)
+    if broken:
         raise ValueError("evaluate: logits must be finite, got NaN or infinity for at least one image")
     return Scores.of(confusion, class_ids, labelled_ids), pictures

@@ -15,6 +15,7 @@ from simfast.ops import library
 from simfast.ops.nearest import nearest_l1_ragged
 
 Classify = Callable[[Tensor], Tensor]
+Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class StuffInstanceMatching(nn.Module):
@@ -39,6 +40,8 @@ class StuffInstanceMatching(nn.Module):
         ops: "fused" (the native ops, which must have been built), "reference" (pure PyTorch), or "auto": fused where
             they are built. The attribute of that name says which of the two it became.
         bank_dtype: what is remembered in; see `RingBank` for what bfloat16 does.
+        gather: where several processes train together, what makes them remember the same: (means [B, S, C], ring of
+            each [B, S], -1 = none) of this process -> of all, with more images. None: only this process's.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -55,6 +58,7 @@ class StuffInstanceMatching(nn.Module):
         fill_rule: Literal["any", "full"] = "any",
         ops: Literal["auto", "reference", "fused"] = "auto",
         bank_dtype: torch.dtype = torch.float32,
+        gather: Gather | None = None,
     ):
         super().__init__()
         for name, value, allowed in (("gate", gate, ("none", "released")), ("fill_rule", fill_rule, ("any", "full"))):
@@ -71,7 +75,7 @@ class StuffInstanceMatching(nn.Module):
             raise ValueError(
                 f"StuffInstanceMatching: stuff and things must be distinct class ids, got {stuff}, {things}"
             )
-        self.gate, self.fill_rule = gate, fill_rule
+        self.gate, self.fill_rule, self.gather = gate, fill_rule, gather
         self.ops = _resolve(ops)
         # The rings of the stuff classes, then those of the things: one bank, hence one write and one search a domain.
         rows = [stuff_rows] * len(self.stuff) + [stuff_rows * max_instances] * len(self.things)
@@ -96,6 +100,8 @@ class StuffInstanceMatching(nn.Module):
         if self.gate == "released":
             present = present & self._accepted(means, classify, self.slot_class)
         rings = torch.where(present, self.slot_ring, -1)
+        if self.gather is not None:
+            means, rings = self.gather(means, rings)
         self.bank.write(means.flatten(0, 1), rings.flatten())
 
     def forward(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> tuple[Tensor, Tensor]:

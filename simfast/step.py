@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simfast import distributed
 from simfast.capture import CannotCapture, Captured
 from simfast.config import Config
 from simfast.data.transfer import transfer
@@ -30,8 +31,12 @@ def resolve_mode(asked: str, device: torch.device) -> str:
     """The step mode that is meant on a device.
 
     Raises:
-        ValueError: a CUDA graph was asked for and there is no GPU.
+        ValueError: a CUDA graph was asked for and there is no GPU, or there are several processes.
     """
+    if distributed.size() > 1:
+        if "graph" in asked:
+            raise ValueError(f"step_mode: must be eager, compile or auto with several processes, got {asked!r}")
+        return "eager" if asked == "auto" else asked
     if "graph" in asked and device.type != "cuda":
         raise ValueError(f"step_mode: must be eager, compile or auto without a GPU, got {asked!r}")
     if asked == "auto":
@@ -96,6 +101,7 @@ class Trainer:
         self._compiled = {}
         if "compile" in self.mode:
             self._compiled = {net: torch.compile(net, dynamic=False, fullgraph=True) for net in self._networks()}
+        self._called = {net: distributed.averaging(net, self._compiled.get(net, net)) for net in self._networks()}
         self._captured = self._new_graph()
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,6 +186,7 @@ class Trainer:
             source = transfer(self.config.transfer, source, target, self.config.fda_beta)
         features, logits = self._segment(source, "source")
         loss, maps = upsampled_segmentation_loss(logits, labels, map_dtype=self._map_dtype)
+        loss = distributed.mean_over_all(loss, labels)
         self._backward(self.config.lambda_seg * loss)
         if self.matching is not None:
             self.matching.remember(features.detach(), correct_labels(logits, labels), self.model.classify)
@@ -191,10 +198,11 @@ class Trainer:
         config, losses, maps = self.config, {}, None
         features, logits = self._segment(target, "target")
         if config.stage == 2:
-            losses["seg_target"], _ = upsampled_segmentation_loss(logits, pseudo_labels)
+            loss, _ = upsampled_segmentation_loss(logits, pseudo_labels)
+            losses["seg_target"] = distributed.mean_over_all(loss, pseudo_labels)
         if self.discriminator is not None:
             maps = upsampled_softmax(logits, target.shape[2:], self._map_dtype)
-            losses["adv"] = adversarial_loss(self._judge(maps), "source", config.adversary)
+            losses["adv"] = adversarial_loss(self._judge(maps, last=False), "source", config.adversary)
         if self.matching is not None:
             labels = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
             losses["stuff"], losses["instance"] = self.matching(features, labels, self.model.classify)
@@ -219,7 +227,8 @@ class Trainer:
         self.optimizer_d.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=source_maps.device)
         for maps, domain in ((source_maps, "source"), (target_maps, "target")):
-            term = adversarial_loss(self._judge(maps.detach()), domain, self.config.adversary)
+            judgement = self._judge(maps.detach(), last=domain == "target")
+            term = adversarial_loss(judgement, domain, self.config.adversary)
             self._backward(self.config.lambda_d * term)
             loss = loss + term.detach()
         return loss
@@ -237,12 +246,14 @@ class Trainer:
         images = normalise(images, self.convention)
         if self.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            return self._compiled.get(self.model, self.model)(images, domain)
+        called, last = self._called[self.model], domain == "target" or not self.config.uses_target
+        with self._autocast(), distributed.backward_follows(called, last):
+            return called(images, domain)
 
-    def _judge(self, maps: Tensor) -> Tensor:
-        with self._autocast():
-            return self._compiled.get(self.discriminator, self.discriminator)(maps)
+    def _judge(self, maps: Tensor, last: bool) -> Tensor:
+        called = self._called[self.discriminator]
+        with self._autocast(), distributed.backward_follows(called, last):
+            return called(maps)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.precision == "fp32":

@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 import simfast
+from simfast.data import open_dataset
 from simfast.data.folder import open_pairs
-from simfast.data.loader import DomainLoader, evaluation_loader
+from simfast.data.loader import DomainLoader, evaluation_loader, on_device
+from simfast.data.prepare import prepare
 
 SIZE = (8, 6)
 
@@ -35,6 +37,17 @@ def make_domain(root, count):
 def domains(tmp_path_factory):
     root = tmp_path_factory.mktemp("domains")
     return make_domain(root / "source", 7), make_domain(root / "target", 5)
+
+
+@pytest.fixture(scope="module")
+def cached(domains, tmp_path_factory):
+    """The same domains, prepared."""
+    cache, parts = tmp_path_factory.mktemp("cache"), []
+    for domain in domains:
+        arguments = ("folder", domain.images[0].parents[1], "train", SIZE)
+        prepare(open_dataset(*arguments), cache, 0, shard_items=3)
+        parts.append(open_dataset(*arguments, cache=cache))
+    return parts
 
 
 def take(loader, count):
@@ -79,8 +92,10 @@ def test_the_seed_decides_whatever_the_global_random_state(domains):
     assert not same(first, take(DomainLoader(*domains, 2, seed=4, workers=0, flip=True), 6))
 
 
+@pytest.mark.parametrize("kind", ["files", "cache"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_loader_goes_on_where_the_straight_one_is(workers, domains):
+def test_a_resumed_loader_goes_on_where_the_straight_one_is(workers, kind, domains, request):
+    domains = domains if kind == "files" else request.getfixturevalue("cached")
     straight = take(DomainLoader(*domains, 2, seed=7, workers=0, flip=True), 9)
     loader = DomainLoader(*domains, 2, seed=7, workers=workers, flip=True)
     start = take(loader, 4)
@@ -88,6 +103,67 @@ def test_a_resumed_loader_goes_on_where_the_straight_one_is(workers, domains):
     resumed = DomainLoader(*domains, 2, seed=7, workers=workers, flip=True, position=loader.position)
     assert same(straight, start + take(resumed, 5))
     assert same(straight[4:], take(loader, 5))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_gives_the_same_batches_whatever_is_done_to_them(workers, domains, cached):
+    plain = take(DomainLoader(*domains, 2, seed=5, workers=0, flip=True), 8)
+    loader = DomainLoader(*cached, 2, seed=5, workers=workers, flip=True)
+    for _ in range(2):
+        for batch, expected in zip(loader, plain, strict=False):
+            assert same([batch], [expected])
+            for x in batch:
+                x.zero_()
+        loader.position = 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_shares_of_all_ranks_are_the_batches_of_one(batch_size, domains):
+    one = take(DomainLoader(*domains, 2 * batch_size, seed=2, workers=0, flip=True), 9)
+    shares = [
+        take(DomainLoader(*domains, batch_size, seed=2, workers=0, flip=True, rank=rank, ranks=2), 9)
+        for rank in range(2)
+    ]
+    together = [[torch.cat(parts) for parts in zip(*pair, strict=True)] for pair in zip(*shares, strict=True)]
+    assert same(one, together)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_ranks_share_the_evaluation_in_order(ranks, domains):
+    shares = [list(evaluation_loader(domains[0], 2, 0, rank, ranks)) for rank in range(ranks)]
+    assert [name for share in shares for _, _, names in share for name in names] == domains[0].names
+    assert shares[0][0][2][0] == domains[0].names[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["files", "cache"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_reach_a_busy_gpu_whole_and_are_left_alone_there(workers, kind, domains, request):
+    domains = domains if kind == "files" else request.getfixturevalue("cached")
+    expected = take(DomainLoader(*domains, 2, seed=5, workers=0, flip=True), 12)
+    loader = DomainLoader(*domains, 2, seed=5, workers=workers, flip=True, device=torch.device("cuda"))
+    found = []
+    for _, batch in zip(range(12), loader):  # noqa: B905  the loader is endless
+        torch.cuda._sleep(20_000_000)  # the host, and with it the copies, run ahead of the work on the batch
+        found.append([x.clone() for x in batch])
+    assert loader.position == 12
+    assert same(expected, [[x.cpu() for x in batch] for batch in found])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["files", "cache"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_images_come_pinned(workers, kind, domains, request):
+    data = (domains if kind == "files" else request.getfixturevalue("cached"))[0]
+    for images, labels, _ in evaluation_loader(data, 2, workers):
+        assert images.is_pinned()
+        assert all(label.is_pinned() for label in labels)
+
+
+def test_on_a_cpu_batches_pass_as_they_are(domains):
+    batches = take(DomainLoader(*domains, 2, seed=5, workers=0, flip=True), 2)
+    passed = list(on_device(batches, torch.device("cpu")))
+    assert all(x is y for a, b in zip(batches, passed, strict=True) for x, y in zip(a, b, strict=True))
 
 
 def test_flip_mirrors_half_of_the_images_and_their_labels_with_them(domains):
@@ -141,6 +217,15 @@ def test_a_program_that_leaves_a_loader_open_ends():
     subprocess.run([sys.executable, "-c", UNCLOSED], env=environment, check=True, timeout=60)
 
 
+def test_a_worker_that_does_not_answer_is_ended_with_the_others(domains):
+    before = _children()
+    batches = iter(DomainLoader(*domains, 1, seed=0, workers=2, flip=False))
+    _ = next(batches), next(batches)
+    os.kill(min(_children() - before), signal.SIGSTOP)  # as if the machine had no time for it
+    batches.close()
+    assert not _children() - before
+
+
 def _children():
     return {process.pid for process in multiprocessing.active_children()}
 
@@ -165,6 +250,7 @@ def test_evaluation_reads_each_image_once_in_order_with_labels_of_their_own_size
     [
         ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
         ({"position": -1}, "position: must not be negative"),
+        ({"rank": 2, "ranks": 2}, r"rank: must be in \[0, 2\), got 2"),
     ],
 )
 def test_bad_arguments_are_named(options, message, domains):

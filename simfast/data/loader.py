@@ -5,10 +5,14 @@ import hashlib
 import itertools
 import signal
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +22,9 @@ from simfast.data.cache import CachedDataset
 from simfast.data.dataset import SegmentationDataset
 
 Dataset = SegmentationDataset | CachedDataset
+CPU = torch.device("cpu")
+# Batches that each process or thread reads ahead.
+READ_AHEAD = 2
 
 
 class Batch(NamedTuple):
@@ -40,14 +47,19 @@ class DomainLoader:
     two epochs. Sample number k of a domain is mirrored, with its label, by a coin drawn from (seed, domain, k). So a
     resumed run sees what a straight one does, with any number of workers. One iteration at a time.
 
+    Of several ranks, each gets its share: batch p of all ranks, one after the other, is batch p of a single loader with
+    ranks * batch_size images.
+
     Args:
         source: labelled data set.
         target: data set, or None; its labels are used where it has any.
         batch_size: images of each domain in a batch.
         seed: any integer.
-        workers: processes that read ahead; 0 reads in this one.
+        workers: processes that read ahead, or threads where all data come from a cache; 0 reads when asked.
         flip: mirror half of the images.
         position: number of the next batch.
+        device: where the batches are to be; see `on_device`.
+        rank, ranks: which share, of how many.
 
     Raises:
         ValueError: while iterating, what a data set raises for a bad file, whichever process met it.
@@ -62,18 +74,24 @@ class DomainLoader:
         workers: int,
         flip: bool,
         position: int = 0,
+        device: torch.device = CPU,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
         if position < 0:
             raise ValueError(f"position: must not be negative, got {position}")
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank: must be in [0, {ranks}), got {rank}")
         self.position = position
         """Batches handed out so far, those read ahead not counted: what a checkpoint has to keep."""
-        self._batches = _Batches(source, target, batch_size, seed, flip)
-        self._workers = workers
+        self._batches = _Batches(source, target, batch_size, seed, flip, rank, ranks)
+        self._workers, self._device = workers, device
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in _read(self._batches, itertools.count(self.position), self._workers):
+        read = _read(self._batches, itertools.count(self.position), self._workers, self._device.type == "cuda")
+        for batch in on_device(read, self._device):
             self.position += 1
             yield batch
 
@@ -81,103 +99,193 @@ class DomainLoader:
 class EvaluationLoader:
     """Batches in order: (images uint8 [B, 3, H, W], labels, a list of uint8 [H', W'] at their own sizes, names)."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, workers: int):
-        self._groups = _Groups(dataset, batch_size)
+    def __init__(self, dataset: Dataset, batch_size: int, workers: int, items: range):
+        self._groups = _Groups(dataset, batch_size, items)
         self._workers = workers
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor], list[str]]]:
-        return _read(self._groups, range(len(self)), self._workers)
+        return _read(self._groups, range(len(self)), self._workers, torch.cuda.is_available())
 
 
-def evaluation_loader(dataset: Dataset, batch_size: int, workers: int) -> EvaluationLoader:
-    """A data set in order, each image once; the last batch may be smaller. Arguments and errors as `DomainLoader`'s."""
-    return EvaluationLoader(dataset, batch_size, workers)
+def evaluation_loader(
+    dataset: Dataset, batch_size: int, workers: int, rank: int = 0, ranks: int = 1
+) -> EvaluationLoader:
+    """A data set in order, each image once; the last batch may be smaller. Arguments and errors as `DomainLoader`'s.
+
+    Of several ranks, each gets a share of images that follow one another; the first image is rank 0's.
+    """
+    first, last = (len(dataset) * r // ranks for r in (rank, rank + 1))
+    return EvaluationLoader(dataset, batch_size, workers, range(first, last))
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a device. To a GPU they are copied on a stream of their own, while the step before still computes.
+
+    A batch on a GPU may be used until the next one is asked for, on the stream that is current by then: afterwards its
+    memory is another batch's.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield Batch(*(x if x is None else x.to(device) for x in batch))
+        return
+    copies, used = torch.cuda.Stream(device), None
+    kept: deque[Batch] = deque(maxlen=2)
+    for batch in batches:
+        compute = torch.cuda.current_stream(device)
+        if used is not None:
+            # The copy takes the memory of the batch before the last one, whose use `used` is the end of. Waiting for it
+            # here, rather than recording streams with the allocator, bounds the memory to three batches.
+            copies.wait_event(used)
+        if len(kept) == kept.maxlen:
+            kept.popleft()
+        with torch.cuda.stream(copies):
+            kept.append(Batch(*(x if x is None else x.to(device, non_blocking=True) for x in batch)))
+        used = compute.record_event()
+        compute.wait_stream(copies)
+        yield kept[-1]
 
 
 class _Batches:
     """Batch number p, read where it is asked for."""
 
-    def __init__(self, source: Dataset, target: Dataset | None, batch_size: int, seed: int, flip: bool):
+    def __init__(
+        self, source: Dataset, target: Dataset | None, batch_size: int, seed: int, flip: bool, rank: int, ranks: int
+    ):
         self.source, self.target, self.batch_size, self.seed, self.flip = source, target, batch_size, seed, flip
+        self.rank, self.ranks = rank, ranks
+        self.pinned = False
+        self.cached = all(isinstance(x, CachedDataset | None) for x in (source, target))
 
     def __getitem__(self, p: int) -> Batch | ValueError:
         try:
-            images, labels = zip(*self._samples("source", self.source, p), strict=True)
-            target = target_labels = None
-            if self.target is not None:
-                target, target_labels = zip(*self._samples("target", self.target, p), strict=True)
-                target, target_labels = _stack(target), _stack(target_labels) if target_labels[0].size else None
-            return Batch(_stack(images), _stack(labels), target, target_labels)
+            images, labels = self._read("source", self.source, p)
+            if self.target is None:
+                return Batch(images, labels, None)
+            return Batch(images, labels, *self._read("target", self.target, p))
         except ValueError as error:
             return error
 
-    def _samples(self, domain: str, dataset: Dataset, p: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for k in range(p * self.batch_size, (p + 1) * self.batch_size):
+    def _read(self, domain: str, dataset: Dataset, p: int) -> tuple[Tensor, Tensor | None]:
+        first = (p * self.ranks + self.rank) * self.batch_size
+        images, labels, mirrored = [], [], []
+        for k in range(first, first + self.batch_size):
             epoch, place = divmod(k, len(dataset))
             image, label, _ = dataset[_permutation(len(dataset), self.seed, domain, epoch)[place]]
-            turn = -1 if self.flip and _draw(self.seed, domain, "flip", k) % 2 else 1
-            yield image.numpy()[..., ::turn], label.numpy()[..., ::turn]
+            images.append(image.numpy())
+            labels.append(label.numpy())
+            mirrored.append(self.flip and _draw(self.seed, domain, "flip", k) % 2 == 1)
+        labelled = labels[0].size > 0
+        return _stack(images, mirrored, self.pinned), _stack(labels, mirrored, self.pinned) if labelled else None
 
 
 class _Groups:
-    """Group number i of a data set's consecutive items."""
+    """Group number i of consecutive items of a data set."""
 
-    def __init__(self, dataset: Dataset, size: int):
-        self.dataset, self.size = dataset, size
+    def __init__(self, dataset: Dataset, size: int, items: range):
+        self.dataset, self.size, self.items = dataset, size, items
+        self.pinned = False
+        self.cached = isinstance(dataset, CachedDataset)
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.size)
+        return -(-len(self.items) // self.size)
 
     def __getitem__(self, i: int) -> tuple[Tensor, list[Tensor], list[str]] | ValueError:
         try:
-            last = min((i + 1) * self.size, len(self.dataset))
-            images, labels, names = zip(*(self.dataset[j] for j in range(i * self.size, last)), strict=True)
-            return _stack([image.numpy() for image in images]), list(labels), list(names)
+            group = self.items[i * self.size : (i + 1) * self.size]
+            images, labels, names = zip(*(self.dataset[j] for j in group), strict=True)
+            images = _stack([image.numpy() for image in images], [False] * len(group), self.pinned)
+            return images, [label.pin_memory() if self.pinned else label for label in labels], list(names)
         except ValueError as error:
             return error
 
 
-def _read(dataset, order: Iterable[int], workers: int) -> Iterator:
-    """dataset[i] for i in order, read ahead by workers.
+def _read(dataset: _Batches | _Groups, order: Iterable[int], workers: int, pinned: bool) -> Iterator:
+    """dataset[i] for i in order, read ahead by workers, in pinned memory if asked for.
 
     A data set hands an error back as a value: raised in a worker, torch would bury its message in a traceback's text.
     """
+    if workers and not dataset.cached:
+        items = _by_processes(dataset, order, workers, pinned)
+    else:
+        dataset.pinned = pinned
+        items = _by_threads(dataset, order, workers) if workers else (dataset[i] for i in order)
+    with closing(items):  # an error keeps this frame alive, but no reader
+        for item in items:
+            if isinstance(item, ValueError):
+                raise item
+            yield item
+
+
+def _by_processes(dataset: _Batches | _Groups, order: Iterable[int], workers: int, pinned: bool) -> Iterator:
+    """For what costs computing: decoding pictures, most of which holds Python's lock."""
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=order,
         num_workers=workers,
+        prefetch_factor=READ_AHEAD,
         collate_fn=_as_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         worker_init_fn=_leave_signals_to_the_trainer,
         generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
     )
     iterator = iter(loader)
-    at_exit = partial(_end_workers, weakref.ref(iterator))
-    atexit.register(at_exit)
+    end = partial(_end_workers, weakref.ref(iterator))
+    atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
     try:
-        for item in iterator:
-            if isinstance(item, ValueError):
-                raise item
-            yield item
+        yield from iterator
     finally:
-        atexit.unregister(at_exit)
-        del iterator  # now, and its workers with it: an error keeps this frame alive
+        end()
+        atexit.unregister(end)
 
 
 def _end_workers(iterator: weakref.ref) -> None:
-    """Ends what reads ahead for an iterator that nobody closed: at exit Python would send its workers a SIGTERM, which
-    they ignore, and wait for them for ever."""
-    if hasattr(iterator(), "_shutdown_workers"):
+    """Ends the processes that read ahead, also where they do not answer: torch's own SIGTERM is one they ignore."""
+    workers = getattr(iterator(), "_workers", [])
+    if workers:
         iterator()._shutdown_workers()
+    for worker in workers:
+        worker.kill()
+        worker.join()
 
 
-def _stack(items: Sequence[np.ndarray]) -> Tensor:
-    """By NumPy: torch would wake all its threads for a copy of some kilobytes, and wait for them on a busy CPU."""
-    return torch.from_numpy(np.stack(items))
+def _by_threads(dataset: _Batches | _Groups, order: Iterable[int], workers: int) -> Iterator:
+    """For a copy out of a mapped file, which leaves Python's lock alone: a tenth of the time it takes to hand the same
+    bytes from one process to another."""
+    # Memory is pinned for the GPU that is a thread's current one, which is not the starting thread's by itself.
+    begin = (torch.cuda.set_device, (torch.cuda.current_device(),)) if dataset.pinned else (None, ())
+    with ThreadPoolExecutor(workers, "read", *begin) as pool:
+        pending: deque = deque()
+        try:
+            for i in order:
+                pending.append(pool.submit(dataset.__getitem__, i))
+                if len(pending) > READ_AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _stack(items: Sequence[np.ndarray], mirrored: Sequence[bool], pinned: bool) -> Tensor:
+    """Items [..., H, W] as one tensor, each copied once, on the way mirrored or not.
+
+    Not by torch: it would wake all its threads for a copy of some kilobytes, and wait for them on a busy CPU.
+    """
+    shape = (len(items), *items[0].shape)
+    if pinned:
+        stacked = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    else:  # not torch.empty, which deterministic algorithms make fill its memory
+        stacked = torch.from_numpy(np.empty(shape, np.uint8))
+    for item, turned, place in zip(items, mirrored, stacked.numpy(), strict=True):
+        if turned:
+            cv2.flip(item.reshape(-1, shape[-1]), 1, place.reshape(-1, shape[-1]))
+        else:
+            place[...] = item
+    return stacked
 
 
 def _as_is(item):
