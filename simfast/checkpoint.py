@@ -33,14 +33,25 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} is not a file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one exception for a file it cannot read
-        raise ValueError(f"checkpoint: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"checkpoint: {path} must have format {FORMAT!r}, got {found!r}")
     return state
+
+
+def read(path: Path) -> Any:
+    """What a file of torch.save holds, on the CPU.
+
+    Raises:
+        ValueError: it is none, is cut short, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no one exception for a file it cannot read
+        # Not its text, which advises to trust the file.
+        rule = "must be a whole file of torch.save with nothing but tensors and plain values"
+        raise ValueError(f"{path}: {rule}, got {type(error).__name__}") from error
 
 
 def resolve(path: Path, name: str = "last.pt") -> Path:

@@ -230,7 +230,7 @@ def test_a_file_that_is_no_weights_file_is_named(tmp_path):
     text = tmp_path / "page.pth"
     for content in (b"", b"<html>404 Not Found</html>", b"PK\x03\x04 cut short"):
         text.write_bytes(content)
-        with pytest.raises(ValueError, match=r"page\.pth must be a file of torch\.save"):
+        with pytest.raises(ValueError, match=r"page\.pth: must be a whole file of torch\.save"):
             load_weights(model, text)
     for content in ({}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)):
         with pytest.raises(ValueError, match=r"weights\.pth must hold a state dict, got a \w+ without named tensors"):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from simfast import checkpoint
 from simfast.checkpoint import FORMAT
 from simfast.models.deeplab import VGG16_FC6_FC7, DeepLabV2
 
@@ -143,14 +144,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load_weights: path must be a file, got {path}")
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a malformed pickle can raise nearly anything
-        first_line = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"load_weights: {path} must be a file of torch.save with nothing but tensors and plain values, "
-            f"got {type(error).__name__}: {first_line}"
-        ) from error
+    content = checkpoint.read(path)
     outer = content if isinstance(content, Mapping) else {}
     inner = outer.get("model", outer.get("state_dict"))
     inner = inner if isinstance(inner, Mapping) else outer
