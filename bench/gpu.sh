@@ -76,6 +76,7 @@ if [ -n "$GPU" ]; then
     part bench-step 150 "${BENCH[@]}" --out "$OUT/step" --only step --select "cuda and not compiled"
     part bench-ops 120 "${BENCH[@]}" --out "$OUT/ops" --only matching --only segment_mean --only regions --only nearest \
         --only components --select cuda
+    part bench-data 60 "${BENCH[@]}" --out "$OUT/data" --only data --select "paper and cuda"
     # torch's allocator would hide what is read or written beyond a tensor.
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     part memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 1 "$PYTHON" tests/sanitize/gpu_ops.py
@@ -86,6 +87,7 @@ if [ -n "$GPU" ]; then
 else
     part bench-step 150 "${BENCH[@]}" --out "$OUT/step" --only step --select "1 and cpu and not compiled"
     part bench-ops 120 "${BENCH[@]}" --out "$OUT/ops" --only nearest --select cpu
+    part bench-data 60 "${BENCH[@]}" --out "$OUT/data" --only data --select quick
     for name in memcheck racecheck; do skipped $name; done
     part sanitized-script 60 "$PYTHON" tests/sanitize/gpu_ops.py
     for name in tests-compile bench-compile; do skipped $name; done

@@ -235,7 +235,7 @@ def test_a_file_that_is_no_weights_file_is_named(tmp_path):
     for content in ({}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)):
         with pytest.raises(ValueError, match=r"weights\.pth must hold a state dict, got a \w+ without named tensors"):
             load_weights(model, saved(tmp_path, content))
-    with pytest.raises(ValueError, match=r"weights\.pth must be a file of torch\.save with nothing but tensors"):
+    with pytest.raises(ValueError, match=r"weights\.pth: must be a whole file of torch\.save with nothing but tensors"):
         load_weights(model, saved(tmp_path, torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="convention must be one of bgr, rgb, got 'RGB'"):
         load_weights(model, text, "RGB")
