@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import simfast
 from simfast import report
-from simfast.config import Config
+from simfast.config import FREE_ON_RESUME, Config
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def _write_settings(run: Run) -> Path:
     path, now = run.config.out / "settings.yaml", run.config.portable()
     before = yaml.safe_load(path.read_text()) if path.exists() else now
     for key, value in now.items():
-        if before.get(key) != value:
+        if key not in FREE_ON_RESUME - {"steps"} and before.get(key) != value:
             raise ValueError(f"{path}: {key} must stay {before.get(key)!r} as the run was begun, got {value!r}")
     report.write_text(path, yaml.safe_dump(now, sort_keys=False))
     return path
