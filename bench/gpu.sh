@@ -13,11 +13,11 @@
 # on the CPU.
 set -u
 [ $# -eq 1 ] || { echo "usage: bench/gpu.sh OUT" >&2; exit 2; }
-mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
+mkdir -p "$1" && RESULTS=$(cd "$1" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
-LOG=$OUT/log.txt
+LOG=$RESULTS/log.txt
 END=$((SECONDS + 530))
 FAILED=""
 : > "$LOG"
@@ -73,21 +73,21 @@ part tests-ops 120 "${PYTEST[@]}" "${TESTS[@]}" -k "gpu or cuda"
 part tests-step 100 "${PYTEST[@]}" tests/test_step_modes.py -k "(gpu or cuda) and not compile"
 
 if [ -n "$GPU" ]; then
-    part bench-step 150 "${BENCH[@]}" --out "$OUT/step" --only step --select "cuda and not compiled"
-    part bench-ops 120 "${BENCH[@]}" --out "$OUT/ops" --only matching --only segment_mean --only regions --only nearest \
+    part bench-step 150 "${BENCH[@]}" --out "$RESULTS/step" --only step --select "cuda and not compiled"
+    part bench-ops 120 "${BENCH[@]}" --out "$RESULTS/ops" --only matching --only segment_mean --only regions --only nearest \
         --only components --select cuda
-    part bench-data 60 "${BENCH[@]}" --out "$OUT/data" --only data --select "paper and cuda"
+    part bench-data 60 "${BENCH[@]}" --out "$RESULTS/data" --only data --select "paper and cuda"
     # torch's allocator would hide what is read or written beyond a tensor.
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     part memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 1 "$PYTHON" tests/sanitize/gpu_ops.py
     part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" tests/sanitize/gpu_ops.py
     unset PYTORCH_NO_CUDA_MEMORY_CACHING
     part tests-compile 120 "${PYTEST[@]}" tests/test_step_modes.py -k "(gpu or cuda) and compile"
-    part bench-compile 240 "${BENCH[@]}" --out "$OUT/compiled" --only step --select "cuda and compiled"
+    part bench-compile 240 "${BENCH[@]}" --out "$RESULTS/compiled" --only step --select "cuda and compiled"
 else
-    part bench-step 150 "${BENCH[@]}" --out "$OUT/step" --only step --select "1 and cpu and not compiled"
-    part bench-ops 120 "${BENCH[@]}" --out "$OUT/ops" --only nearest --select cpu
-    part bench-data 60 "${BENCH[@]}" --out "$OUT/data" --only data --select quick
+    part bench-step 150 "${BENCH[@]}" --out "$RESULTS/step" --only step --select "1 and cpu and not compiled"
+    part bench-ops 120 "${BENCH[@]}" --out "$RESULTS/ops" --only nearest --select cpu
+    part bench-data 60 "${BENCH[@]}" --out "$RESULTS/data" --only data --select quick
     for name in memcheck racecheck; do skipped $name; done
     part sanitized-script 60 "$PYTHON" tests/sanitize/gpu_ops.py
     for name in tests-compile bench-compile; do skipped $name; done
