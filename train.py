@@ -248,6 +248,11 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
     convention = None if config.convention == "auto" else config.convention
     if config.weights and not resumed:
         convention = load_weights(model, config.weights, convention).convention
+    elif not resumed and not config.preset.startswith("streets") and config.preset != "auto":
+        # Those presets have the paper's rates, which are for a pretrained backbone.
+        log.warning(
+            "weights: none given, the network starts from random values; the paper's rows start from ImageNet's"
+        )
     discriminator = Discriminator(NUM_CLASSES) if config.adversarial else None
     matching = None
     if config.method == "aa+sim":

@@ -72,20 +72,19 @@ def starting_point(argv: list[str], stored: Config | None = None) -> Config:
     return Config.from_dict(settings, str(known.config), dataclasses.replace(base, recipe=recipe))
 
 
-def parse_command(command: type[Command], argv: list[str], stored: Config | None = None, **given: Any) -> Command:
+def parse_command(command: type[Command], argv: list[str], stored: Config | None = None) -> Command:
     """One of `simfast`'s commands: a dataclass whose field `config` takes every setting of `train.py` as well.
 
     Args:
         command: the dataclass; its docstring is the help.
         argv: what follows the command's name.
         stored: settings that came with the checkpoint that the command is about.
-        given: values of fields that are known already.
     """
     defaults = {
         field.name: field.default if field.default is not dataclasses.MISSING else tyro.MISSING
         for field in dataclasses.fields(command)
     }
-    default = command(**defaults | {"config": starting_point(argv, stored)} | given)
+    default = command(**defaults | {"config": starting_point(argv, stored)})
     name = "".join("-" * (i > 0 and c.isupper()) + c.lower() for i, c in enumerate(command.__name__))
     return tyro.cli(command, args=argv, default=default, prog=f"simfast {name}")
 

@@ -1,4 +1,4 @@
-"""Segmentation and adversarial losses (Eq. 1-3, 10)."""
+"""Upsampled logits and the adversarial losses (Eq. 2, 3); cross entropy is in `simfast.upsampled`."""
 
 import torch
 import torch.nn.functional as F
@@ -11,28 +11,6 @@ ADVERSARIAL_KINDS = ("bce", "ls-gan")
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [B, K, h, w] bilinearly resized to size (H, W) with aligned corners, as Eq. 1 and Eq. 2 see them."""
     return F.interpolate(logits, size, mode="bilinear", align_corners=True)
-
-
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
-    """Cross entropy, mean over the pixels that are not `ignore`; 0 where there is none (Eq. 1, Eq. 10).
-
-    Args:
-        logits: float [B, K, H, W], at label size.
-        labels: integer [B, H, W], in [0, K) or `ignore`.
-
-    Returns:
-        float32 scalar.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
-    if logits.shape[0] != labels.shape[0] or logits.shape[2:] != labels.shape[1:]:
-        raise ValueError(
-            f"segmentation_loss: labels must be [B, H, W] of logits {list(logits.shape)}, got {list(labels.shape)}"
-        )
-    # Summed by hand: the mean over valid pixels of torch has no deterministic CUDA kernel, and is NaN over none.
-    per_pixel = F.cross_entropy(logits.float(), labels.long(), ignore_index=ignore, reduction="none")
-    return per_pixel.sum() / (labels != ignore).sum().clamp(min=1)
 
 
 def adversarial_loss(judgement: Tensor, domain: str, kind: str = "bce") -> Tensor:

@@ -22,8 +22,8 @@ def upsampled_segmentation_loss(
 ) -> tuple[Tensor, Tensor | None]:
     """Cross entropy of the bilinearly upsampled logits, mean over the pixels that are not `ignore` (Eq. 1, Eq. 10).
 
-    `segmentation_loss(upsample(logits, (H, W)), labels)` to float rounding. The gradient is found on the way forward
-    and kept at feature size.
+    The cross entropy of `simfast.losses.upsample(logits, (H, W))` to float rounding. The gradient is found on the way
+    forward and kept at feature size.
 
     Args:
         logits: floating [B, K, h, w].

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simfast.bank import RingBank
-from simfast.losses import adversarial_loss, segmentation_loss
+from simfast.losses import adversarial_loss
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
 
 OPS = ["reference", "fused"]
@@ -173,18 +173,6 @@ def test_pseudo_labels_replace_the_prediction_where_they_exist():
     assert predicted_labels(logits, torch.tensor([[[255, 1, 0]]])).tolist() == [[[0, 1, 0]]]
 
 
-def test_segmentation_loss_is_the_mean_over_labelled_pixels_and_zero_without_any():
-    logits = torch.randn(2, 4, 3, 5, requires_grad=True)
-    labels = torch.randint(0, 4, (2, 3, 5))
-    labels[0, 0] = 255
-    expected = F.cross_entropy(logits, labels, ignore_index=255)
-    torch.testing.assert_close(segmentation_loss(logits, labels), expected)
-    empty = segmentation_loss(logits, torch.full_like(labels, 255))
-    empty.backward()
-    assert empty.item() == 0
-    assert not logits.grad.any()
-
-
 def test_adversarial_loss_is_eq_2_and_eq_3():
     judgement = torch.tensor([0.3, -2.0])
     target_probability = torch.sigmoid(judgement)  # D answers "how likely target"
@@ -202,7 +190,6 @@ def test_bad_input_is_named():
         ("ops must be", lambda: StuffInstanceMatching(4, STUFF, THINGS, ops="fast")),
         (r"features must be \[B, 4, h, w\]", lambda: matching(torch.zeros(1, 5, 2, 2), labels, nn.Identity())),
         ("classify must be given", lambda: matching(torch.zeros(1, 4, 2, 2), labels)),
-        ("labels must be", lambda: segmentation_loss(torch.zeros(1, 2, 3, 3), labels)),
     ]
     for message, call in cases:
         with pytest.raises(ValueError, match=message):

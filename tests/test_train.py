@@ -187,6 +187,15 @@ def test_each_method_trains_what_it_names(method, settings, tmp_path):
     assert "matching" not in state
 
 
+def test_a_start_from_random_weights_is_said_where_the_preset_is_for_pretrained_ones(settings, tmp_path, capsys):
+    train.main(arguments(settings, tmp_path / "first", "--steps", 1, "--method", "source-only", "--convention", "bgr"))
+    assert "starts from random values" in capsys.readouterr().out
+    second = tmp_path / "second"
+    weights = tmp_path / "first" / "last.pt"
+    train.main(arguments(settings, second, "--steps", 1, "--method", "source-only", "--weights", weights))
+    assert "random values" not in capsys.readouterr().out
+
+
 def test_a_checkpoint_is_a_weights_file(settings, tmp_path):
     train.main(arguments(settings, tmp_path / "first", "--steps", 1, "--method", "source-only", "--convention", "bgr"))
     second = tmp_path / "second"
