@@ -41,7 +41,7 @@ from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
 from simfast.models.weights import load_weights
 from simfast.stage2 import find_pseudo_labels
-from simfast.step import Trainer, poly
+from simfast.step import DTYPES, Trainer, poly
 
 log = logging.getLogger("simfast")
 # Which of the settings every result is printed with.
@@ -165,6 +165,7 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                     config.panel_images,
                     labelled_ids=held_out.class_ids,
                     total=distributed.total,
+                    dtype=DTYPES[trainer.precision],
                 )
                 last = report.score_row(scores)
                 if lead:
@@ -209,11 +210,15 @@ def write_results(config: Config, out: Path, result: dict[str, Any], class_ids: 
 
 
 def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[int]) -> dict[str, Any]:
-    """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on."""
+    """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on, in fp32 whatever the
+    run's precision, as `simfast evaluate` scores them."""
     part, rows = open_part(config, "report"), {}
     loader = evaluation_loader(part, 1, config.workers)
     for name in ("last", "best"):
         state = checkpoint.load(out / f"{name}.pt")
+        if same := [row for row in rows.values() if row["step"] == state["step"]]:
+            rows[name] = same[0]
+            continue
         trainer.model.load_state_dict(state["model"])
         scores, _ = evaluate(
             trainer.model, loader, class_ids, trainer.convention, trainer.device, labelled_ids=part.class_ids

@@ -1,5 +1,6 @@
 """Rows of the paper's tables, with seeds: runs of train.py one after the other, and a table of theirs beside ours."""
 
+import dataclasses
 import json
 import logging
 import signal
@@ -32,6 +33,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "aa+it+sim+ssl": {"method": "aa+sim", "stage": 2},
     "target-only": {"method": "target-only"},
 }
+WARM_UP = "warm-up"
 GROUPS: dict[str, list[str]] = {
     "modules": ["source-only", "aa", "aa+it", "aa+it+sim", "aa+it+sim+ssl", "target-only"],
     "lambda_ci": [f"aa+it+sim,lambda_ci={value}" for value in (0.1, 0.05, 0.01, 0.005, 0.001)],
@@ -65,14 +67,20 @@ class Run:
     def result(self) -> Path:
         return self.config.out / "result.json"
 
+    @property
+    def panel(self) -> Path:
+        return self.config.out / f"panel-{self.config.steps:06d}.png"
 
-def plan(rows: list[str], seeds: list[int], config: Config) -> list[Run]:
+
+def plan(rows: list[str], seeds: list[int], config: Config, warm_up: int = 0) -> list[Run]:
     """The runs that rows and seeds need, each after those it builds on.
 
     Args:
         rows: names of `ROWS` or `GROUPS`, each row with settings of its own behind commas: "aa+sim,lambda_ci=0.1".
         seeds: one run a row each.
         config: settings that all share; `out` is the folder of them all.
+        warm_up: steps of source-only training that the rows of a seed share: they start from the network it ends with,
+            where a step budget is short. target-only, which sees no source, trains that much longer instead.
 
     Raises:
         ValueError: an unknown row or setting.
@@ -81,9 +89,23 @@ def plan(rows: list[str], seeds: list[int], config: Config) -> list[Run]:
     runs: dict[Path, Run] = {}
     for name in dict.fromkeys(names):
         for seed in seeds:
-            for run in _runs_of(name, seed, config):
+            found = _runs_of(name, seed, config)
+            for run in _after_warm_up(found, warm_up, config) if warm_up else found:
                 runs.setdefault(run.config.out, run)
     return list(runs.values())
+
+
+def _after_warm_up(runs: list[Run], steps: int, config: Config) -> list[Run]:
+    """The runs of a row with the warm-up they start from, or made longer by it."""
+    seed = runs[0].config.seed
+    longer = {"schedule_steps": steps + config.schedule_steps}
+    if runs[0].config.method == "target-only":
+        return [Run(run.row, dataclasses.replace(run.config, steps=run.config.steps + steps, **longer)) for run in runs]
+    out = config.out / f"{WARM_UP}-seed{seed}"
+    (first,) = _runs_of("source-only", seed, config)
+    first = Run(WARM_UP, dataclasses.replace(first.config, steps=steps, out=out, **longer))
+    rest = [Run(run.row, dataclasses.replace(run.config, weights=out / "last.pt")) for run in runs]
+    return [first, *rest]
 
 
 def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
@@ -113,7 +135,7 @@ def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
         trainer: train.py; None: the one beside the package, or in the current folder.
 
     Returns:
-        The runs that failed; those after a failed one are still tried, except a stage 2 without its stage 1.
+        The runs that failed; those after a failed one are still tried, except those that build on it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run in progress got it too, and has saved; call again to continue.
@@ -123,7 +145,7 @@ def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
     for run in tqdm(runs, desc="ablate", unit="run"):
         if run.result.exists():
             continue
-        if run.config.stage1 in [other.config.out for other in failed]:
+        if any(other.config.out in _needed(run) for other in failed):
             failed.append(run)
             continue
         run.config.out.mkdir(parents=True, exist_ok=True)
@@ -141,6 +163,11 @@ def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
         write_tables(runs, out)
     write_tables(runs, out)
     return failed
+
+
+def _needed(run: Run) -> list[Path]:
+    """The folders of the runs that a run builds on."""
+    return [path for path in (run.config.stage1, run.config.weights and run.config.weights.parent) if path]
 
 
 def _run(command: list[str]) -> tuple[int, bool]:
@@ -183,7 +210,7 @@ def find_trainer() -> Path:
 
 
 def write_tables(runs: list[Run], out: Path) -> None:
-    """ablation.json and ablation.md of the runs that are done, and curves.png of all that have begun."""
+    """ablation.json, ablation.md and panel.png of the runs that are done, and curves.png of all that have begun."""
     rows = summarise(runs)
     report.write_text(out / "ablation.json", json.dumps(rows, indent=1) + "\n")
     report.write_text(out / "ablation.md", table(rows) + "\n")
@@ -191,13 +218,18 @@ def write_tables(runs: list[Run], out: Path) -> None:
     begun = {name: report.read_metrics(path) for name, path in curves.items() if path.exists()}
     if begun:
         report.save_curve(out / "curves.png", begun)
+    panels = {run.row: run.panel for run in reversed(runs) if run.result.exists() and run.panel.exists()}
+    if panels:
+        report.save_comparison(out / "panel.png", dict(reversed(panels.items())))
 
 
 def summarise(runs: list[Run]) -> list[dict[str, Any]]:
     """One dictionary a row, figures in percent over its seeds: mean and spread (sample deviation) of last and best
-    mIoU; IoU of each class at the last step; the gap closed, (row - source-only) / (target-only - source-only), of last
-    mIoU where both are there; and the paper's figure where it has one for these data sets and this network."""
-    results = {run: _scores(json.loads(run.result.read_text())) for run in runs if run.result.exists()}
+    mIoU, and of last mIoU on the part to choose on where those are of another part (`report_split`); IoU of each class
+    at the last step; the gap closed, (row - source-only) / (target-only - source-only), of last mIoU where both are
+    there; and the paper's figure where it has one for these data sets and this network."""
+    found_of = {run: json.loads(run.result.read_text()) for run in runs if run.result.exists()}
+    results = {run: _scores(result) for run, result in found_of.items()}
     rows = []
     for name in dict.fromkeys(run.row for run in runs):
         own = [run for run in runs if run.row == name]
@@ -206,6 +238,8 @@ def summarise(runs: list[Run]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"row": name, "trained": config.row, "seeds": [result["seed"] for result in found]}
         for which in ("last", "best"):
             row[which], row[f"{which}_spread"] = _mean_and_spread(result[which]["miou"] for result in found)
+        chosen = [found_of[run]["last"]["miou"] for run in own if "report" in found_of.get(run, {})]
+        row["chosen_on"], row["chosen_on_spread"] = _mean_and_spread(chosen)
         names = [key for key in (found[0]["last"] if found else {}) if key.startswith("iou/")]
         row["classes"] = {
             key.removeprefix("iou/"): _mean_and_spread(result["last"][key] for result in found)[0] for key in names
@@ -240,10 +274,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         return "-" if value is None else f"{value:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
     headers = ["row", "trained", "recipe", "seeds", "last mIoU, %", "best mIoU, %", "gap closed, %", "paper"]
+    figures = ["last", "best"]
+    if any(row["chosen_on"] is not None for row in rows):
+        headers.insert(6, "last, on the part to choose on")
+        figures.append("chosen_on")
     body = [
         [
             *(row["row"], row["trained"], row["recipe"], len(row["seeds"])),
-            *(number(row[which], row[f"{which}_spread"]) for which in ("last", "best")),
+            *(number(row[which], row[f"{which}_spread"]) for which in figures),
             *(number(row["gap_closed"]), number(row["paper"])),
         ]
         for row in rows

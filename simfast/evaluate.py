@@ -138,6 +138,7 @@ def evaluate(
     *,
     labelled_ids: Iterable[int] | None = None,
     total: Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Scores, list[tuple[Tensor, Tensor, Tensor]]]:
     """Scores of a network over a data set; the logits are upsampled to each label map's own size.
 
@@ -150,6 +151,7 @@ def evaluate(
         keep: how many pictures to return for looking at.
         labelled_ids: the classes that can be in the labels, which all get an IoU; None: class_ids.
         total: where several processes evaluate a share each, what sums a tensor over them; all get the scores of all.
+        dtype: of the network's arithmetic; the logits are upsampled in float32 whatever it is.
 
     Returns:
         scores: one device read at the end.
@@ -162,7 +164,8 @@ def evaluate(
     model.eval()
     confusion, finite, pictures = None, None, []
     for images, labels, _ in tqdm(loader, desc="evaluate", unit="batch", leave=False):
-        _, logits = model(normalise(images.to(device, non_blocking=True), convention))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            _, logits = model(normalise(images.to(device, non_blocking=True), convention))
         if confusion is None:
             confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64, device=device)
             finite = torch.ones((), dtype=torch.bool, device=device)

@@ -20,6 +20,7 @@ from simfast.models.weights import WeightsReport
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 PANEL_WIDTH = 1024
 """The most pixels that a picture in a panel is wide: at Cityscapes' 2048, a panel is 25 million pixels."""
@@ -174,6 +175,30 @@ def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]]) -> Non
     os.replace(temporary, path)
 
 
+def save_comparison(path: Path, panels: dict[str, Path], *, with_data: bool = True) -> None:
+    """The predictions of several runs side by side, from their `save_panel` pictures of the same images.
+
+    Args:
+        path: the PNG to write.
+        panels: picture of each run by its title.
+        with_data: whether the images and the truth stand beside them; False where the data may not be passed on.
+    """
+    thirds = {title: np.split(np.asarray(Image.open(panel)), 3, axis=1) for title, panel in panels.items()}
+    columns = {title: predicted for title, (_, predicted, _) in thirds.items()}
+    if with_data:
+        images, _, truth = next(iter(thirds.values()))
+        columns = {"image": images} | columns | {"truth": truth}
+    height, width = next(iter(columns.values())).shape[:2]
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(2.4 * len(columns), 2.4 * height / width + 0.3), layout="constrained", squeeze=False
+    )
+    for axis, (title, column) in zip(axes[0], columns.items(), strict=True):
+        axis.imshow(column)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    _save_figure(figure, path)
+
+
 def save_curve(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     """mIoU over steps (the paper's Figure 2), one line a run (rows of `read_metrics`)."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -183,6 +208,10 @@ def save_curve(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     axes.set(xlabel="step", ylabel="mIoU on the held-out target, %")
     axes.grid(alpha=0.3)
     axes.legend()
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
     temporary = path.with_name(path.name + ".part")
     figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)

@@ -184,3 +184,21 @@ def test_the_gap_closed_is_between_source_only_and_target_only(shared, trainer):
     runs = [ablate.Run(run.row, dataclasses.replace(run.config, lambda_ci=settings[run.row])) for run in runs]
     ablate.run_all(runs, trainer)
     assert [row["gap_closed"] for row in ablate.summarise(runs)] == pytest.approx([0, 0, 100, 25])
+
+
+def test_a_warm_up_is_trained_once_a_seed_and_all_rows_but_target_only_start_from_it(shared):
+    shared = dataclasses.replace(shared, steps=30, schedule_steps=40, weights=Path("imagenet.pth"))
+    runs = ablate.plan(["source-only", "aa+sim+ssl", "target-only"], [0], shared, warm_up=10)
+    assert names(runs) == [f"{row}-seed0" for row in ("warm-up", "source-only", "aa+sim", "aa+sim+ssl", "target-only")]
+    warm_up, *rest, oracle = [run.config for run in runs]
+    begun = shared.out / "warm-up-seed0" / "last.pt"
+    assert (warm_up.method, warm_up.steps, warm_up.schedule_steps) == ("source-only", 10, 50)
+    assert [(config.weights, config.steps) for config in rest] == [(begun, 30)] * 3
+    assert (oracle.weights, oracle.steps, oracle.schedule_steps) == (Path("imagenet.pth"), 40, 50)
+
+
+def test_nothing_is_tried_without_its_warm_up(shared, trainer, tmp_path):
+    (tmp_path / "fail").write_text("source-only")
+    failed = ablate.run_all(ablate.plan(["aa", "target-only"], [0], shared, warm_up=1), trainer)
+    assert names(failed) == ["warm-up-seed0", "aa-seed0"]
+    assert (tmp_path / "target-only-seed0" / "result.json").exists()
