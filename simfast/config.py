@@ -119,6 +119,16 @@ class Config:
     ops: Literal["auto", "reference", "fused"] = "auto"
     """Region and matching operations: pure PyTorch, or the compiled kernels. auto: compiled where they are built."""
 
+    self_training: Literal["none", "online"] = "none"
+    """online, beyond the paper: a mean teacher labels target images, on which half of the classes of a source image are
+    pasted; the network learns from the mixed images too (DACS, Tranheden et al. 2021)."""
+    lambda_mix: float = 1.0
+    """Weight of the segmentation loss on mixed images."""
+    teacher_decay: float = 0.999
+    """What stays of the mean teacher at a step."""
+    confidence: float = 0.968
+    """A target image's mixed pixels count with the share of its pixels of which the teacher is surer than this."""
+
     stage1: Path | None = None
     """For stage 2: the run folder of stage 1 (its best checkpoint) or a checkpoint, which makes the pseudo labels."""
     pseudo_labels: Path | None = None
@@ -179,6 +189,7 @@ class Config:
             "lambda_ci",
             "lambda_ci_stage2",
             "lambda_d",
+            "lambda_mix",
         ):
             _require(getattr(self, name) >= 0, name, "must not be negative", getattr(self, name))
         for name in ("lr", "lr_d", "head_lr_factor"):
@@ -193,6 +204,11 @@ class Config:
         if self.method == "target-only":
             _require(self.stage == 1, "stage", "must be 1 with target-only, which needs no pseudo labels", self.stage)
             _require(self.transfer == "none", "transfer", "must be none with target-only", self.transfer)
+        _require(0 <= self.teacher_decay < 1, "teacher_decay", "must be in [0, 1)", self.teacher_decay)
+        _require(0 <= self.confidence < 1, "confidence", "must be in [0, 1)", self.confidence)
+        if self.self_training == "online":
+            rule = "must be none where no target image passes through the network in training"
+            _require(self.uses_target, "self_training", rule, self.self_training)
         if self.batch_norm == "per-domain":
             rule = "must be train or frozen where no target image passes through the network in training"
             _require(self.uses_target, "batch_norm", rule, self.batch_norm)
@@ -228,6 +244,7 @@ class Config:
         transfers += ["images"] if self.source_images else []
         transferred = "".join(f"+it-{name}" for name in transfers)
         first, *rest = self.method.split("+")
+        rest += ["online"] if self.self_training == "online" else []
         return "+".join([first + transferred, *rest, *([] if self.stage == 1 else ["ssl"])])
 
     def to_dict(self) -> dict[str, Any]:

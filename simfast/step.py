@@ -16,6 +16,7 @@ from simfast.losses import adversarial_loss
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
 from simfast.models.weights import normalise
 from simfast.optimizers import adam, settle, sgd
+from simfast.self_training import MeanTeacher, draw_order, label_confidently, mix
 from simfast.upsampled import upsampled_segmentation_loss, upsampled_softmax
 
 log = logging.getLogger("simfast")
@@ -90,6 +91,7 @@ class Trainer:
         if self._channels_last:
             for network in self._networks():
                 network.to(memory_format=torch.channels_last)
+        self.teacher = MeanTeacher(model, config.teacher_decay) if config.self_training == "online" else None
         self.optimizer = sgd(config, model)
         self.optimizer_d = None if discriminator is None else adam(config, discriminator)
         bases = [group["lr"] for optimizer in self._optimizers() for group in optimizer.param_groups]
@@ -104,6 +106,9 @@ class Trainer:
         if "compile" in self.mode:
             self._compiled = {net: torch.compile(net, dynamic=False, fullgraph=True) for net in self._networks()}
         self._called = {net: distributed.averaging(net, self._compiled.get(net, net)) for net in self._networks()}
+        self._teach = self.teacher and self.teacher.network
+        if self.teacher is not None and "compile" in self.mode:
+            self._teach = torch.compile(self.teacher.network, dynamic=False, fullgraph=True)
         self._captured = self._new_graph()
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,7 +149,11 @@ class Trainer:
         """
         for rate, base in self._rates:
             rate.fill_(poly(base, step, self.config))
-        inputs = (source, source_labels, target, target_labels)
+        order = None
+        if self.teacher is not None:
+            self.teacher.set_step(step)
+            order = self._draw_order(step, len(source))
+        inputs = (source, source_labels, target, target_labels, order)
         if self._captured is not None:
             try:
                 return self._captured(*inputs)
@@ -162,8 +171,21 @@ class Trainer:
     def _new_graph(self) -> Captured | None:
         return Captured(self._update, self._unchanged) if "graph" in self.mode else None
 
+    def _draw_order(self, step: int, images: int) -> Tensor:
+        """Which classes are pasted in this process's images, drawn on the host: a graph has no random numbers."""
+        ranks, rank = distributed.size(), distributed.rank()
+        order = draw_order(self.config.seed, step, ranks * images, self.model.num_classes).chunk(ranks)[rank]
+        if self.device.type != "cuda":
+            return order
+        return order.contiguous().pin_memory().to(self.device, non_blocking=True)
+
     def _update(
-        self, source: Tensor, source_labels: Tensor, target: Tensor | None, target_labels: Tensor | None
+        self,
+        source: Tensor,
+        source_labels: Tensor,
+        target: Tensor | None,
+        target_labels: Tensor | None,
+        order: Tensor | None,
     ) -> dict[str, Tensor]:
         """The step at the learning rates that are set. The same work at every call: it can be captured."""
         self.model.train()
@@ -171,7 +193,11 @@ class Trainer:
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)  # the generator's losses leave it alone
         # Source and target are back-propagated apart: the first graph is gone before the second one is built.
-        losses, source_maps = self._source_losses(source, source_labels, target)
+        if target is not None:
+            source = transfer(self.config.transfer, source, target, self.config.fda_beta)
+        losses, source_maps = self._source_losses(source, source_labels)
+        if self.teacher is not None:
+            losses["mix"] = self._mixed_loss(source, source_labels, target, order)
         if self.config.uses_target:
             target_losses, target_maps = self._target_losses(target, target_labels)
             losses |= target_losses
@@ -180,12 +206,8 @@ class Trainer:
         self._optimize()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _source_losses(
-        self, source: Tensor, labels: Tensor, target: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _source_losses(self, source: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Eq. 1 on source images with its gradients, and what is remembered of them; the maps that D judges."""
-        if target is not None:
-            source = transfer(self.config.transfer, source, target, self.config.fda_beta)
         features, logits = self._segment(source, "source")
         loss, maps = upsampled_segmentation_loss(logits, labels, map_dtype=self._map_dtype)
         loss = distributed.mean_over_all(loss, labels)
@@ -193,6 +215,17 @@ class Trainer:
         if self.matching is not None:
             self.matching.remember(features.detach(), correct_labels(logits, labels), self.model.classify)
         return {"seg": loss}, maps
+
+    def _mixed_loss(self, source: Tensor, labels: Tensor, target: Tensor, order: Tensor) -> Tensor:
+        """Cross entropy on source regions pasted on target images that the teacher labels, with its gradients."""
+        with torch.no_grad(), self._autocast():
+            _, logits = self._teach(self._normalised(target), "target")
+        pseudo_labels, weight = label_confidently(upsampled_softmax(logits, target.shape[2:]), self.config.confidence)
+        images, labels, weights = mix(source, labels, target, pseudo_labels, weight, order)
+        _, logits = self._segment(images, "source")  # as source: no statistic of mixed images is the target's
+        loss, _ = upsampled_segmentation_loss(logits, labels, weights=weights)
+        self._backward(self.config.lambda_mix * loss)
+        return loss
 
     def _target_losses(self, target: Tensor, pseudo_labels: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
         """The losses on target images that the segmentation network minimises (Eq. 2, 6, 8, 10, 11), with their
@@ -243,11 +276,15 @@ class Trainer:
                 self.scaler.step(optimizer)  # skipped on the device where a gradient is not finite
         if self.scaler is not None:
             self.scaler.update()
+        if self.teacher is not None:
+            self.teacher.follow()
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        images = normalise(images, self.convention)
+        return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
 
     def _segment(self, images: Tensor, domain: str) -> tuple[Tensor, Tensor]:
-        images = normalise(images, self.convention)
-        if self._channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._normalised(images)
         called, last = self._called[self.model], domain == "target" or not self.config.uses_target
         with self._autocast(), distributed.backward_follows(called, last):
             return called(images, domain)
@@ -276,7 +313,8 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         names = ("model", "discriminator", "matching", "optimizer", "optimizer_d", "scaler")
-        return {name: part for name in names if (part := getattr(self, name)) is not None}
+        parts = {name: part for name in names if (part := getattr(self, name)) is not None}
+        return parts if self.teacher is None else parts | {"teacher": self.teacher.network}
 
     def _networks(self) -> list[nn.Module]:
         return [network for network in (self.model, self.discriminator) if network is not None]
@@ -292,7 +330,7 @@ class Trainer:
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Puts back at its end whatever a step changes."""
-        modules = [part for part in (self.model, self.discriminator, self.matching) if part is not None]
+        modules = [part for part in self._parts().values() if isinstance(part, nn.Module)]
         tensors = [x for module in modules for x in (*module.parameters(), *module.buffers())]
         tensors += [x for optimizer in self._optimizers() for state in optimizer.state.values() for x in state.values()]
         values = [x.detach().to("cpu", copy=True) for x in tensors]

@@ -18,7 +18,11 @@ BAND = 1 << 22
 
 
 def upsampled_segmentation_loss(
-    logits: Tensor, labels: Tensor, ignore: int = 255, map_dtype: torch.dtype | None = None
+    logits: Tensor,
+    labels: Tensor,
+    ignore: int = 255,
+    map_dtype: torch.dtype | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Cross entropy of the bilinearly upsampled logits, mean over the pixels that are not `ignore` (Eq. 1, Eq. 10).
 
@@ -29,6 +33,8 @@ def upsampled_segmentation_loss(
         logits: floating [B, K, h, w].
         labels: integer [B, H, W], in [0, K) or `ignore`.
         map_dtype: dtype of the softmax map to return; None for none.
+        weights: floating [B, H, W], a factor of each pixel's cross entropy, which the mean still divides by the number
+            of pixels; None: 1.
 
     Returns:
         loss: float32 scalar, 0 where every pixel is `ignore`; differentiable in logits, once.
@@ -42,7 +48,7 @@ def upsampled_segmentation_loss(
             f"upsampled_segmentation_loss: labels must be [B, H, W] for logits [B, K, h, w], "
             f"got {list(labels.shape)} and {list(logits.shape)}"
         )
-    return _CrossEntropy.apply(logits, labels, ignore, map_dtype)
+    return _CrossEntropy.apply(logits, labels, ignore, map_dtype, weights)
 
 
 def upsampled_softmax(logits: Tensor, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -61,7 +67,9 @@ def upsampled_softmax(logits: Tensor, size: tuple[int, int], dtype: torch.dtype 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, ignore: int, map_dtype: torch.dtype | None):
+    def forward(
+        ctx, logits: Tensor, labels: Tensor, ignore: int, map_dtype: torch.dtype | None, weights: Tensor | None
+    ):
         size = labels.shape[1:]
         classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
         loss = torch.zeros((), device=logits.device)
@@ -73,12 +81,13 @@ class _CrossEntropy(torch.autograd.Function):
                 band = upsampling.of(small).log_softmax(1)
                 label = labels[:, rows].long()[:, None]
                 valid = label != ignore
-                loss -= torch.where(valid, band.gather(1, label.where(valid, 0)), 0).sum()
+                weight = 1 if weights is None else weights[:, rows].float()[:, None]
+                loss -= torch.where(valid, weight * band.gather(1, label.where(valid, 0)), 0).sum()
                 band.exp_()
                 if maps is not None:
                     maps[:, :, rows] = band
                 if gradient is not None:
-                    band.sub_((label == classes).to(band.dtype)).mul_(valid)
+                    band.sub_((label == classes).to(band.dtype)).mul_(valid).mul_(weight)
                     gradient += upsampling.transposed_of(band)
             count = (labels != ignore).sum().clamp(min=1)
             if gradient is not None:
@@ -93,7 +102,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor | None, _: Tensor | None):
         (gradient,) = ctx.saved_tensors
-        return None if grad is None else (gradient * grad).to(ctx.dtype), None, None, None
+        return None if grad is None else (gradient * grad).to(ctx.dtype), None, None, None, None
 
 
 class _Softmax(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """The step in every mode and precision: same bits from the same seed, same losses as eager float32, no host read."""
 
+import functools
 import logging
 
 import pytest
@@ -32,7 +33,7 @@ KINDS = [*ON_CPU, *(pytest.param(*kind, marks=GPU, id="-".join(kind)) for kind i
 class Small(nn.Module):
     """DeepLabV2's interface on three convolutions, one of them 1x1."""
 
-    num_features = 16
+    num_features, num_classes = 16, 19
 
     def __init__(self):
         super().__init__()
@@ -99,12 +100,14 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("self_training", ["none", "online"])
 @pytest.mark.parametrize(("device", "mode", "precision"), KINDS)
-def test_the_same_seed_gives_the_same_bits_and_a_resumed_run_too(device, mode, precision):
-    straight = run(make_trainer(device, mode, precision), 4)
-    assert_same_bits(run(make_trainer(device, mode, precision), 4), straight)
-    _, half = run(make_trainer(device, mode, precision), 2)
-    resumed = make_trainer(device, mode, precision)
+def test_the_same_seed_gives_the_same_bits_and_a_resumed_run_too(device, mode, precision, self_training):
+    new = functools.partial(make_trainer, device, mode, precision, self_training=self_training, confidence=0.1)
+    straight = run(new(), 4)
+    assert_same_bits(run(new(), 4), straight)
+    _, half = run(new(), 2)
+    resumed = new()
     resumed.step(7, *next(batches(1, device)))  # what it was before is gone
     resumed.load_state_dict(half)
     losses, state = run(resumed, 4, first=2)
@@ -127,7 +130,7 @@ def test_every_kind_agrees_with_eager_float32_on_a_cpu_over_20_steps(device, mod
         assert worst <= TOLERANCE[precision] * plain.max(), name
 
 
-@pytest.mark.parametrize("kind", ["aa+sim", "aa", "source-only", "stage 2", "fda"])
+@pytest.mark.parametrize("kind", ["aa+sim", "aa", "source-only", "stage 2", "fda", "online"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_reads_nothing_back_to_the_host(kind, precision):
     more = {"method": kind} if kind in ("aa", "source-only") else {}
@@ -135,6 +138,8 @@ def test_a_step_reads_nothing_back_to_the_host(kind, precision):
         more = {"stage": 2, "pseudo_labels": "x"}
     if kind == "fda":
         more = {"transfer": "fda", "fda_beta": 0.1}
+    if kind == "online":
+        more = {"self_training": "online"}
     trainer = make_trainer(precision=precision, **more)
     for step, batch in enumerate(batches(2)):
         with Calls() as calls:
@@ -196,9 +201,10 @@ def graphs_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_recorded_step_depends_on_nothing_but_its_inputs_and_its_state(graphs_on_a_cpu, stage, precision):
-    more = {"precision": precision, "stage": stage, "pseudo_labels": "x" if stage == 2 else None}
+@pytest.mark.parametrize("kind", ["stage 1", "stage 2", "online"])
+def test_a_recorded_step_depends_on_nothing_but_its_inputs_and_its_state(graphs_on_a_cpu, kind, precision):
+    more = {"stage 1": {}, "stage 2": {"stage": 2, "pseudo_labels": "x"}, "online": {"self_training": "online"}}[kind]
+    more["precision"] = precision
     eager, graph = run(make_trainer(**more), 5), run(make_trainer(mode="graph", **more), 5)
     assert_same_bits(graph, eager)
 
