@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import logging
+import os
 import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +118,7 @@ def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
     settings = {"stage": 1, "stage1": None, "pseudo_labels": None} | ROWS[row] | settings | {"seed": seed}
     if "+it" not in row:
         settings |= {"transfer": "none", "source_images": None}
-    elif config.transfer == "none" and config.source_images is None:
+    elif config.transfer == "none" and config.source_images is None and not {"transfer", "source_images"} & {*settings}:
         settings |= {"transfer": "fda"}  # what can be had without a download
     settings["out"] = str(config.out / f"{name.replace(',', '-')}-seed{seed}")
     if settings["stage"] == 1:
@@ -127,40 +129,47 @@ def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
     return [*before, Run(name, Config.from_dict(settings, f"rows: {name}", config))]
 
 
-def run_all(runs: list[Run], trainer: Path | None = None) -> list[Run]:
+def run_all(runs: list[Run], trainer: Path | None = None, jobs: int = 1) -> list[Run]:
     """Do the runs that have no result yet, continuing those begun; the tables are written anew after each.
 
     Args:
         runs: what `plan` gave.
         trainer: train.py; None: the one beside the package, or in the current folder.
+        jobs: how many at the same time, as far as they do not build on each other. Above one, what a run prints goes to
+            `console.txt` in its folder.
 
     Returns:
         The runs that failed; those after a failed one are still tried, except those that build on it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the run in progress got it too, and has saved; call again to continue.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the runs in progress got it too, and have saved; call again to continue.
+        ValueError: jobs below 1; a run begun with other settings.
     """
-    trainer = trainer or find_trainer()
-    out, failed = runs[0].config.out.parent, []
-    for run in tqdm(runs, desc="ablate", unit="run"):
-        if run.result.exists():
-            continue
-        if any(other.config.out in _needed(run) for other in failed):
-            failed.append(run)
-            continue
-        run.config.out.mkdir(parents=True, exist_ok=True)
-        settings = _write_settings(run)
-        last = run.config.out / "last.pt"
-        where = ["--resume", str(last)] if last.exists() else ["--config", str(settings), "--out", str(run.config.out)]
-        log.info("%s, seed %d: %s", run.row, run.config.seed, run.config.out)
-        code, stopped = _run([sys.executable, str(trainer), *where])
-        if stopped:
-            log.info("stopped in %s; the same command goes on from there", run.config.out)
-            raise KeyboardInterrupt
-        if code:
-            log.error("%s, seed %d: failed with exit code %d, see %s", run.row, run.config.seed, code, run.config.out)
-            failed.append(run)
-        write_tables(runs, out)
+    if jobs < 1:
+        raise ValueError(f"jobs: must be at least 1, got {jobs}")
+    trainer, out = trainer or find_trainer(), runs[0].config.out.parent
+    waiting, failed = [run for run in runs if not run.result.exists()], []
+    with (
+        tqdm(total=len(runs), desc="ablate", unit="run", initial=len(runs) - len(waiting)) as bar,
+        _Processes() as processes,
+    ):
+        while waiting or processes.running:
+            lost = [run for run in waiting if any(other.config.out in _needed(run) for other in failed)]
+            failed += lost
+            waiting = [run for run in waiting if run not in lost]
+            unfinished = {run.config.out for run in [*waiting, *processes.running]}
+            ready = [run for run in waiting if not unfinished.intersection(_needed(run))]
+            for run in ready[: jobs - len(processes.running)]:
+                waiting.remove(run)
+                processes.start(run, _command(run, trainer), quiet=jobs > 1)
+                log.info("%s, seed %d: %s", run.row, run.config.seed, run.config.out)
+            for run, code in processes.ended():
+                if code:
+                    where = run.config.out
+                    log.error("%s, seed %d: failed with exit code %d, see %s", run.row, run.config.seed, code, where)
+                    failed.append(run)
+                bar.update()
+                write_tables(runs, out)
     write_tables(runs, out)
     return failed
 
@@ -170,30 +179,79 @@ def _needed(run: Run) -> list[Path]:
     return [path for path in (run.config.stage1, run.config.weights and run.config.weights.parent) if path]
 
 
-def _run(command: list[str]) -> tuple[int, bool]:
-    """The exit code of a program, and whether a signal stopped it. Ctrl-C and SIGTERM are handed on to it, and it has
-    all the time it needs to save: subprocess.run would kill it after a quarter of a second."""
-    received = []
+def _command(run: Run, trainer: Path) -> list[str]:
+    """What begins or continues a run, whose folder and settings file then exist."""
+    run.config.out.mkdir(parents=True, exist_ok=True)
+    settings, last = _write_settings(run), run.config.out / "last.pt"
+    where = ["--resume", str(last)] if last.exists() else ["--config", str(settings), "--out", str(run.config.out)]
+    return [sys.executable, str(trainer), *where]
 
-    def hand_on(number: int, _frame) -> None:
-        received.append(number)
-        process.send_signal(number)
 
-    stops = (signal.SIGINT, signal.SIGTERM)
-    with subprocess.Popen(command) as process:
-        before = {number: signal.signal(number, hand_on) for number in stops}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return code, bool(received) or code in [code for number in stops for code in (128 + number, -number)]
+class _Processes:
+    """The programs that run, one a run. Within this context Ctrl-C and SIGTERM are handed on to them, and they have all
+    the time they need to save: subprocess.run would kill them after a quarter of a second.
+
+    Attributes:
+        running: program by run.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> "_Processes":
+        self.running: dict[Run, subprocess.Popen] = {}
+        self._received = False
+        self._before = {number: signal.signal(number, self._hand_on) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        if kind is not None:  # an error of ours
+            self._hand_on(signal.SIGTERM)
+        for process in self.running.values():
+            process.wait()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def start(self, run: Run, command: list[str], quiet: bool) -> None:
+        if self._received:  # while none was running
+            raise KeyboardInterrupt
+        if not quiet:
+            self.running[run] = subprocess.Popen(command)
+            return
+        with open(run.config.out / "console.txt", "a") as console:
+            self.running[run] = subprocess.Popen(
+                command, stdout=console, stderr=console, env=os.environ | {"TQDM_DISABLE": "1"}
+            )
+
+    def ended(self) -> list[tuple[Run, int]]:
+        """The runs that are over, with their exit codes; waits until one is.
+
+        Raises:
+            KeyboardInterrupt: a signal stopped them, and all are over.
+        """
+        over: list[Run] = []
+        while self.running and not over:
+            time.sleep(0.05)
+            over = [run for run, process in self.running.items() if process.poll() is not None]
+        codes = [(run, self.running.pop(run).returncode) for run in over]
+        if self._received or any(code in (128 + n, -n) for _, code in codes for n in self.SIGNALS):
+            self._hand_on(signal.SIGTERM)
+            for process in self.running.values():
+                process.wait()
+            log.info("stopped; the same command goes on from there")
+            raise KeyboardInterrupt
+        return codes
+
+    def _hand_on(self, number: int, _frame=None) -> None:
+        self._received = True
+        for process in self.running.values():
+            process.send_signal(number)
 
 
 def _write_settings(run: Run) -> Path:
     """The settings file of a run; never other ones than those that it was begun with."""
     path, now = run.config.out / "settings.yaml", run.config.portable()
-    before = yaml.safe_load(path.read_text()) if path.exists() else now
+    # A setting that did not exist then has its default.
+    before = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).portable() if path.exists() else now
     for key, value in now.items():
         if key not in FREE_ON_RESUME - {"steps"} and before.get(key) != value:
             raise ValueError(f"{path}: {key} must stay {before.get(key)!r} as the run was begun, got {value!r}")

@@ -217,13 +217,15 @@ class Ablate:
     warm_up: int = 0
     """Steps of source-only training that the rows of a seed share, for a short step budget: they start from it, and
     --steps follow. target-only trains that much longer."""
+    jobs: int = 1
+    """Runs at the same time."""
 
     def run(self) -> int:
         config = self.config
         if config.out is None:
             raise ValueError("out: must name the folder of the runs, got none")
         runs = ablate.plan(list(self.rows), list(self.seeds), config, self.warm_up)
-        failed = ablate.run_all(runs)
+        failed = ablate.run_all(runs, jobs=self.jobs)
         log.info(
             "\n%s\n\n%s: ablation.md, ablation.json, curves.png, panel.png",
             ablate.table(ablate.summarise(runs)),

@@ -68,6 +68,11 @@ def test_it_is_the_users_transfer_where_one_is_given(shared):
     assert [run.config.row for run in ablate.plan(["aa", "aa+it"], [0], lab)] == ["aa", "aa+it-lab"]
 
 
+def test_a_rows_own_transfer_wins(shared):
+    runs = ablate.plan(["aa+it,transfer=lab", "aa+it+sim+ssl,transfer=lab"], [0], shared)
+    assert [run.config.row for run in runs] == ["aa+it-lab", "aa+it-lab+sim", "aa+it-lab+sim+ssl"]
+
+
 def test_a_stage_2_row_brings_its_stage_1_once(shared):
     runs = ablate.plan(["aa+sim+ssl", "aa+sim"], [1, 2], shared)
     assert names(runs) == [f"aa+sim{ssl}-seed{seed}" for seed in (1, 2) for ssl in ("", "+ssl")]
@@ -118,25 +123,44 @@ sys.exit(128 + stop.received)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_run_in_progress_which_has_time_to_save(number, shared, tmp_path):
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_signal_reaches_the_runs_in_progress_which_have_time_to_save(number, jobs, shared, tmp_path):
     trainer = tmp_path / "slow.py"
     trainer.write_text(SLOW_TRAINER)
-    runs = ablate.plan(["aa", "aa+sim"], [0], shared)
-    begun = tmp_path / "aa-seed0" / "begun"
+    runs = ablate.plan(["aa", "aa+sim", "source-only"], [0], shared)
+    begun = [run.config.out / "begun" for run in runs[:jobs]]
 
     def stop():
-        while not begun.exists():
+        while not all(path.exists() for path in begun):
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        ablate.run_all(runs, trainer)
+        ablate.run_all(runs, trainer, jobs)
     thread.join()
-    assert (tmp_path / "aa-seed0" / "last.pt").exists()
-    assert not (tmp_path / "aa+sim-seed0").exists()
+    assert [(run.config.out / "last.pt").exists() for run in runs] == [i < jobs for i in range(3)]
+    assert not runs[jobs].config.out.exists()
+
+
+def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, tmp_path):
+    trainer = tmp_path / "meeting.py"
+    # Each run waits for another one to be in progress or over; the second stage begins when the first has a result.
+    trainer.write_text(
+        "import time\n"
+        + TRAINER
+        + "(out / 'begun').touch()\n"
+        + "while len(list(out.parent.glob('*/begun'))) < 2:\n    time.sleep(0.01)\n"
+        + "if settings['stage'] == 2:\n    assert pathlib.Path(settings['stage1'], 'result.json').exists()\n"
+    )
+    runs = ablate.plan(["aa+sim+ssl", "aa"], [0], shared)
+    assert ablate.run_all(runs, trainer, jobs=2) == []
+    calls = (tmp_path / "calls.txt").read_text().split()[::2]
+    assert sorted(calls[:2]) == ["aa+sim-seed0", "aa-seed0"]
+    assert calls[2] == "aa+sim+ssl-seed0"
+    with pytest.raises(ValueError, match="jobs: must be at least 1, got 0"):
+        ablate.run_all(runs, trainer, jobs=0)
 
 
 def test_a_failed_run_does_not_stop_the_others(shared, trainer, tmp_path):
