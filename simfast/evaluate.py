@@ -1,7 +1,7 @@
 """Confusion matrix and IoU of a network on a labelled data set, at the labels' own resolution."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +130,7 @@ def _mean(iou: dict[int, float], class_ids: Iterable[int]) -> float:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: Iterable,
+    loader: Collection,
     class_ids: Iterable[int],
     convention: str,
     device: torch.device,
@@ -148,14 +148,14 @@ def evaluate(
         class_ids: the classes whose mean is reported as `miou`.
         convention: the input the network expects, "bgr" or "rgb".
         device: where to compute.
-        keep: how many pictures to return for looking at.
+        keep: how many pictures to return for looking at: of as many batches, evenly spread, the first image.
         labelled_ids: the classes that can be in the labels, which all get an IoU; None: class_ids.
         total: where several processes evaluate a share each, what sums a tensor over them; all get the scores of all.
         dtype: of the network's arithmetic; the logits are upsampled in float32 whatever it is.
 
     Returns:
         scores: one device read at the end.
-        pictures: the first `keep` (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU.
+        pictures: up to `keep` of (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU.
 
     Raises:
         ValueError: no batch; logits that are not finite.
@@ -163,17 +163,19 @@ def evaluate(
     was_training = model.training
     model.eval()
     confusion, finite, pictures = None, None, []
-    for images, labels, _ in tqdm(loader, desc="evaluate", unit="batch", leave=False):
+    # Spread over the set: neighbours are often pictures of one video.
+    shown = {len(loader) * i // keep for i in range(keep)}
+    for number, (images, labels, _) in enumerate(tqdm(loader, desc="evaluate", unit="batch", leave=False)):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             _, logits = model(normalise(images.to(device, non_blocking=True), convention))
         if confusion is None:
             confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64, device=device)
             finite = torch.ones((), dtype=torch.bool, device=device)
         finite &= logits.isfinite().all()
-        for image, one, label in zip(images, logits, labels, strict=True):
+        for i, (image, one, label) in enumerate(zip(images, logits, labels, strict=True)):
             predicted = full_size_labels(one, label.shape)
             confusion += count_confusion(predicted, label.to(device, non_blocking=True), logits.shape[1])
-            if len(pictures) < keep:
+            if i == 0 and number in shown:
                 pictures.append((image, predicted.cpu(), label))
     model.train(was_training)
     if confusion is None:

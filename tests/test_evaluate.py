@@ -182,11 +182,18 @@ def test_a_batch_scores_as_its_images_do_and_labels_may_differ_in_size():
     labels = [torch.randint(0, 2, size, dtype=torch.uint8, generator=rng) for size in ((16, 24), (5, 7), (1, 30))]
     one_by_one = [(image[None], [label], ["x"]) for image, label in zip(images, labels, strict=True)]
     cpu = torch.device("cpu")
-    together, kept = evaluate(Threshold(), [(images, labels, ["x"] * 3)], [1], "bgr", cpu, 2, labelled_ids=[0, 1])
+    together, first = evaluate(Threshold(), [(images, labels, ["x"] * 3)], [1], "bgr", cpu, 2, labelled_ids=[0, 1])
     alone, _ = evaluate(Threshold(), one_by_one, [1], "bgr", cpu, labelled_ids=[0, 1])
     assert together == alone
     assert (list(together.iou), together.miou) == ([0, 1], together.iou[1])
-    assert [tuple(label.shape) for _, _, label in kept] == [(16, 24), (5, 7)]
+    assert [tuple(label.shape) for _, _, label in first] == [(16, 24)]
+
+
+def test_the_pictures_are_spread_over_the_set():
+    batches = [(torch.full((1, 3, 8, 8), i, dtype=torch.uint8), [torch.zeros(8, 8).byte()], ["x"]) for i in range(7)]
+    for keep, expected in ((0, []), (2, [0, 3]), (9, [*range(7)])):
+        _, pictures = evaluate(Threshold(), batches, [0], "rgb", torch.device("cpu"), keep)
+        assert [int(image[0, 0, 0]) for image, _, _ in pictures] == expected
 
 
 def test_logits_that_are_not_finite_and_no_batch_are_errors():
