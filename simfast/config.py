@@ -27,7 +27,7 @@ class Config:
     all: one after the other, in OUT/stage1 and OUT/stage2."""
     method: Literal["source-only", "aa", "aa+sim", "target-only"] = "aa+sim"
     """Source labels alone; plus adversarial adaptation; plus stuff and instance matching; or target labels alone."""
-    preset: Literal["auto", "streets", "streets-gpu", "camvid", "gta5", "synthia"] = "auto"
+    preset: Literal["auto", "streets", "streets-gpu", "camvid", "camvid-cpu", "gta5", "synthia"] = "auto"
     """Named starting point; gta5 and synthia are the paper's. auto: streets on a CPU, streets-gpu on a GPU."""
     recipe: Literal["paper", "released"] = "paper"
     """Sets every option in which the authors' released code differs from what they wrote."""

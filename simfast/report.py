@@ -196,7 +196,7 @@ def save_comparison(path: Path, panels: dict[str, Path], *, with_data: bool = Tr
         axis.imshow(column)
         axis.set_title(title, fontsize=9)
         axis.axis("off")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def save_curve(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -208,10 +208,10 @@ def save_curve(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     axes.set(xlabel="step", ylabel="mIoU on the held-out target, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     temporary = path.with_name(path.name + ".part")
     figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
