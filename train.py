@@ -28,18 +28,14 @@ import yaml
 from tqdm import tqdm
 
 from simfast import checkpoint, distributed, report
+from simfast.build import build_trainer
 from simfast.cli import parse, pick_device
 from simfast.config import Config
 from simfast.console import StopSignals, set_up_logging
-from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
 from simfast.data.loader import DomainLoader, evaluation_loader
 from simfast.data.parts import open_part, scored_classes
 from simfast.environment import environment
 from simfast.evaluate import evaluate
-from simfast.matching import StuffInstanceMatching
-from simfast.models.deeplab import deeplab_v2
-from simfast.models.discriminator import Discriminator
-from simfast.models.weights import load_weights
 from simfast.stage2 import find_pseudo_labels
 from simfast.step import DTYPES, Trainer, poly
 
@@ -121,6 +117,8 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
     loader, held_out, class_ids = open_data(config, device, first, pseudo_labels)
     trainer = build_trainer(config, device, resumed)
+    if resumed:
+        checkpoint.set_random_state(resumed["random"])
     held_out_loader = evaluation_loader(held_out, 1, config.workers, distributed.rank(), processes)
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
     how = f"{device}, {trainer.mode} in {trainer.precision}{ops}"
@@ -245,32 +243,6 @@ def open_data(
     )
     log.info("%s: %d labelled, %d target, %d held-out images", config.row, len(labelled), len(target), len(held_out))
     return loader, held_out, scored_classes(config, labelled, held_out)
-
-
-def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:
-    """The networks that the method needs with their optimisers, from initial weights or from a checkpoint."""
-    model = deeplab_v2(config.arch, NUM_CLASSES, config.head_dilations, config.batch_norm)
-    convention = None if config.convention == "auto" else config.convention
-    if config.weights and not resumed:
-        convention = load_weights(model, config.weights, convention).convention
-    elif not resumed and not config.preset.startswith("streets") and config.preset != "auto":
-        # Those presets have the paper's rates, which are for a pretrained backbone.
-        log.warning(
-            "weights: none given, the network starts from random values; the paper's rows start from ImageNet's"
-        )
-    discriminator = Discriminator(NUM_CLASSES) if config.adversarial else None
-    matching = None
-    if config.method == "aa+sim":
-        rows, most = config.stuff_rows, config.max_instances
-        matching = StuffInstanceMatching(
-            model.num_features, STUFF, THINGS, rows, most, config.gate, config.fill_rule, config.ops
-        )
-        matching.gather = distributed.gather if distributed.size() > 1 else None
-    trainer = Trainer(config, model, discriminator, matching, convention or "rgb", device)
-    if resumed:
-        trainer.load_state_dict(resumed)
-        checkpoint.set_random_state(resumed["random"])
-    return trainer
 
 
 def run_folder(config: Config) -> Path:

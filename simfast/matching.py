@@ -96,9 +96,9 @@ class StuffInstanceMatching(nn.Module):
             labels: integer [B, h, w], L_C of Eq. 4; see `correct_labels`.
             classify: the head on pooled vectors, [N, C] -> logits [N, classes]; needed with gate="released".
         """
-        means, present = self._pool(features, labels)
+        means, present, _ = self.pool(features, labels)
         if self.gate == "released":
-            present = present & self._accepted(means, classify, self.slot_class)
+            present = present & self.accepted(means, classify, self.slot_class)
         rings = torch.where(present, self.slot_ring, -1)
         if self.gather is not None:
             means, rings = self.gather(means, rings)
@@ -118,10 +118,10 @@ class StuffInstanceMatching(nn.Module):
         Returns:
             (stuff loss, instance loss), float32 scalars.
         """
-        means, present = self._pool(features, labels)
+        means, present, _ = self.pool(features, labels)
         split = len(self.stuff)
         if self.gate == "released":
-            accepted = self._accepted(means[:, :split], classify, self.slot_class[:split])
+            accepted = self.accepted(means[:, :split], classify, self.slot_class[:split])
             present = torch.cat([present[:, :split] & accepted, present[:, split:]], 1)
         rings = torch.where(present, self.slot_ring, -1)
         images = features.shape[0]
@@ -131,18 +131,35 @@ class StuffInstanceMatching(nn.Module):
         regions = present[:, split:].reshape(by_class).sum(2).clamp(min=1)
         return stuff.sum(), (instances.reshape(by_class).sum(2) / regions).sum()
 
-    @property
-    def _ops(self) -> ModuleType:
-        return fused if self.ops == "fused" else reference
+    def pool(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The regions that are matched: a slot of S each, of class `slot_class` and ring `slot_ring`.
 
-    def _pool(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean features of all slots, float32 [B, S, C], and which slots hold a region, bool [B, S]."""
+        Args:
+            features: [B, C, h, w].
+            labels: integer [B, h, w], L_C or L_P.
+
+        Returns:
+            Mean features float32 [B, S, C]; which slots hold a region, bool [B, S]; the slot of each pixel, int32
+            [B, h, w], -1 = none.
+        """
         if features.ndim != 4 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"StuffInstanceMatching: features must be [B, {self.num_features}, h, w], got {list(features.shape)}"
             )
         segments, areas = self._ops.find_regions(labels, self.stuff, self.things, self.max_instances)
-        return self._ops.segment_mean(features, segments, areas.shape[1]), areas > 0
+        return self._ops.segment_mean(features, segments, areas.shape[1]), areas > 0, segments
+
+    def accepted(self, means: Tensor, classify: Classify | None, class_ids: Tensor) -> Tensor:
+        """Whether the head assigns each vector [B, s, C] to its slot's class, bool [B, s] (released code)."""
+        if classify is None:
+            raise ValueError('StuffInstanceMatching: classify must be given with gate="released", got None')
+        with torch.no_grad():
+            predicted = classify(means.detach().flatten(0, 1)).argmax(1)
+        return predicted.view(means.shape[:2]) == class_ids
+
+    @property
+    def _ops(self) -> ModuleType:
+        return fused if self.ops == "fused" else reference
 
     def _distances(self, means: Tensor, rings: Tensor) -> Tensor:
         """L1 distance of each vector [B, S, C] from the nearest of its ring, 0 where there is none. [B, S]."""
@@ -172,14 +189,6 @@ class StuffInstanceMatching(nn.Module):
             found.append([x.view(ring.shape) for x in results])
         return torch.cat([found[0][0], found[1][0]], 1), torch.cat([found[0][1], found[1][1]], 1)
 
-    def _accepted(self, means: Tensor, classify: Classify | None, class_ids: Tensor) -> Tensor:
-        """Whether the head assigns each vector [B, s, C] to its slot's class, bool [B, s] (released code)."""
-        if classify is None:
-            raise ValueError('StuffInstanceMatching: classify must be given with gate="released", got None')
-        with torch.no_grad():
-            predicted = classify(means.detach().flatten(0, 1)).argmax(1)
-        return predicted.view(means.shape[:2]) == class_ids
-
 
 def correct_labels(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
     """L_C of Eq. 4: the arg-max where it equals the ground truth, else `ignore`.
@@ -192,7 +201,7 @@ def correct_labels(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
         int64 [B, h, w].
     """
     predicted = logits.argmax(1)
-    return torch.where(predicted == _shrink(labels, predicted.shape[1:]), predicted, ignore)
+    return torch.where(predicted == shrink_labels(labels, predicted.shape[1:]), predicted, ignore)
 
 
 def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore: int = 255) -> Tensor:
@@ -208,11 +217,11 @@ def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore
     predicted = logits.argmax(1)
     if pseudo_labels is None:
         return predicted
-    pseudo_labels = _shrink(pseudo_labels, predicted.shape[1:])
+    pseudo_labels = shrink_labels(pseudo_labels, predicted.shape[1:])
     return torch.where(pseudo_labels == ignore, predicted, pseudo_labels)
 
 
-def _shrink(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [B, H, W] at another size, by nearest neighbour. int64."""
     if labels.dtype != torch.uint8:  # the one integer dtype that torch resizes
         labels = labels.float()

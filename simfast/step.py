@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,21 @@ def resolve_precision(asked: str, device: torch.device) -> str:
     if asked != "auto":
         return asked
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+class Terms(NamedTuple):
+    """What the images of one domain give a step, before anything is propagated back."""
+
+    losses: dict[str, Tensor]
+    """Unweighted, by name: float32 scalars."""
+    features: Tensor
+    """[B, C, h, w]."""
+    logits: Tensor
+    """[B, K, h, w]."""
+    labels: Tensor | None
+    """int64 [B, h, w], of the regions that are matched: L_C or L_P; None without matching."""
+    maps: Tensor | None
+    """[B, K, H, W], the softmax maps that D judges; None without it."""
 
 
 class Trainer:
@@ -164,6 +179,52 @@ class Trainer:
                 self.mode, self._captured = "eager", None
         return self._update(*inputs)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The lambda of each loss of `source_terms` and `target_terms` (Eq. 12, Eq. 13)."""
+        config = self.config
+        lambda_ci = config.lambda_ci if config.stage == 1 else config.lambda_ci_stage2
+        return {
+            "seg": config.lambda_seg,
+            "seg_target": config.lambda_seg,
+            "adv": config.lambda_adv,
+            "stuff": lambda_ci,
+            "instance": lambda_ci,
+        }
+
+    def source_terms(self, source: Tensor, labels: Tensor) -> "Terms":
+        """Eq. 1 on source images, and what matching would remember of them (Eq. 4); nothing is changed.
+
+        Args:
+            source: uint8 [B, 3, H, W], transferred if they are to be.
+            labels: uint8 [B, H, W].
+        """
+        features, logits = self._segment(source, "source")
+        loss, maps = upsampled_segmentation_loss(logits, labels, map_dtype=self._map_dtype)
+        losses = {"seg": distributed.mean_over_all(loss, labels)}
+        regions = None if self.matching is None else correct_labels(logits, labels)
+        return Terms(losses, features, logits, regions, maps)
+
+    def target_terms(self, target: Tensor, pseudo_labels: Tensor | None) -> "Terms":
+        """The losses on target images that the segmentation network minimises (Eq. 2, 6, 8, 10, 11).
+
+        Args:
+            target: uint8 [B, 3, H, W].
+            pseudo_labels: uint8 [B, H, W] in stage 2; None in stage 1.
+        """
+        config, losses, regions, maps = self.config, {}, None, None
+        features, logits = self._segment(target, "target")
+        if config.stage == 2:
+            loss, _ = upsampled_segmentation_loss(logits, pseudo_labels)
+            losses["seg_target"] = distributed.mean_over_all(loss, pseudo_labels)
+        if self.discriminator is not None:
+            maps = upsampled_softmax(logits, target.shape[2:], self._map_dtype)
+            losses["adv"] = adversarial_loss(self._judge(maps, last=False), "source", config.adversary)
+        if self.matching is not None:
+            regions = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
+            losses["stuff"], losses["instance"] = self.matching(features, regions, self.model.classify)
+        return Terms(losses, features, logits, regions, maps)
+
     # ------------------------------------------------------------------------------------------------------------------
     # What a step does
     # ------------------------------------------------------------------------------------------------------------------
@@ -207,14 +268,12 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _source_losses(self, source: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Eq. 1 on source images with its gradients, and what is remembered of them; the maps that D judges."""
-        features, logits = self._segment(source, "source")
-        loss, maps = upsampled_segmentation_loss(logits, labels, map_dtype=self._map_dtype)
-        loss = distributed.mean_over_all(loss, labels)
-        self._backward(self.config.lambda_seg * loss)
+        """`source_terms` with their gradients, and what is remembered of the images; the maps that D judges."""
+        terms = self.source_terms(source, labels)
+        self._backward(self._weighted(terms.losses))
         if self.matching is not None:
-            self.matching.remember(features.detach(), correct_labels(logits, labels), self.model.classify)
-        return {"seg": loss}, maps
+            self.matching.remember(terms.features.detach(), terms.labels, self.model.classify)
+        return terms.losses, terms.maps
 
     def _mixed_loss(self, source: Tensor, labels: Tensor, target: Tensor, order: Tensor) -> Tensor:
         """Cross entropy on source regions pasted on target images that the teacher labels, with its gradients."""
@@ -228,33 +287,14 @@ class Trainer:
         return loss
 
     def _target_losses(self, target: Tensor, pseudo_labels: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The losses on target images that the segmentation network minimises (Eq. 2, 6, 8, 10, 11), with their
-        gradients; the maps that D judges."""
-        config, losses, maps = self.config, {}, None
-        features, logits = self._segment(target, "target")
-        if config.stage == 2:
-            loss, _ = upsampled_segmentation_loss(logits, pseudo_labels)
-            losses["seg_target"] = distributed.mean_over_all(loss, pseudo_labels)
-        if self.discriminator is not None:
-            maps = upsampled_softmax(logits, target.shape[2:], self._map_dtype)
-            losses["adv"] = adversarial_loss(self._judge(maps, last=False), "source", config.adversary)
-        if self.matching is not None:
-            labels = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
-            losses["stuff"], losses["instance"] = self.matching(features, labels, self.model.classify)
-        self._backward(self._weighted(losses))
-        return losses, maps
+        """`target_terms` with their gradients; the maps that D judges."""
+        terms = self.target_terms(target, pseudo_labels)
+        self._backward(self._weighted(terms.losses))
+        return terms.losses, terms.maps
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """Their part of Eq. 12 and Eq. 13."""
-        config = self.config
-        lambda_ci = config.lambda_ci if config.stage == 1 else config.lambda_ci_stage2
-        weights = {
-            "seg_target": config.lambda_seg,
-            "adv": config.lambda_adv,
-            "stuff": lambda_ci,
-            "instance": lambda_ci,
-        }
-        return sum(weight * losses[name] for name, weight in weights.items() if name in losses)
+        return sum(self.weights[name] * loss for name, loss in losses.items())
 
     def _discriminator_loss(self, source_maps: Tensor, target_maps: Tensor) -> Tensor:
         """Eq. 3 on the maps of this step, with its gradients."""
