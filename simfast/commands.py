@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 # As train.py: threads that wait by spinning get in the way of whatever else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -24,6 +24,7 @@ from simfast.data.classes import CLASS_SETS
 from simfast.data.loader import evaluation_loader
 from simfast.data.parts import arguments_of, open_part
 from simfast.data.prepare import prepare
+from simfast.diagnose import diagnose, diagnosis_text
 from simfast.evaluate import evaluate
 from simfast.models.restore import Restored, restore_model
 from simfast.models.weights import read_weights
@@ -64,7 +65,7 @@ def _parse(command: type, argv: list[str]) -> Any:
     if "checkpoint" in names and argv and not {"-h", "--help"} & set(argv):
         if argv[0].startswith("-"):  # else the settings stored with it would quietly not count
             raise ValueError(f"checkpoint: must come before the options, got {argv[0]} first")
-        found = read_weights(checkpoint.resolve(Path(argv[0]), "best.pt")).settings
+        found = read_weights(checkpoint.resolve(Path(argv[0]), getattr(command, "default_name", "best.pt"))).settings
         # A file of the released code has the network of the released recipe.
         released = RECIPES["released"] | {"recipe": "released"}
         stored = Config.from_dict(released if found is None else found, argv[0])
@@ -201,6 +202,48 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """Say what matching and the losses do at a run's checkpoint: banks, regions, distances, gradients. Trains nothing.
+
+    Over training pairs in the loader's order. Labels of the target's training images, where there are any, serve for
+    purity and for comparing gradients here; training does not see them.
+    """
+
+    default_name: ClassVar[str] = "last.pt"
+
+    checkpoint: Positional[Path]
+    """Run folder (its last checkpoint) or a checkpoint of train.py."""
+    config: Settings
+    pairs: int = 50
+    """Source and target images to go over; whole batches."""
+    gradient_pairs: int = 10
+    """The first of them, of which gradients are computed."""
+    bank_images: int = 200
+    """Source images that fill the banks of a run that has none."""
+    fresh_banks: bool = False
+    """Fill them anew in a run that has its own, too."""
+    report: Path | None = None
+    """JSON file for all of it."""
+
+    def run(self) -> int:
+        if self.report is not None:
+            self.report.parent.mkdir(parents=True, exist_ok=True)
+        found = diagnose(
+            checkpoint.resolve(self.checkpoint, self.default_name),
+            self.config,
+            pick_device(self.config),
+            pairs=self.pairs,
+            gradient_pairs=self.gradient_pairs,
+            bank_images=self.bank_images,
+            fresh_banks=self.fresh_banks,
+        )
+        log.info("%s", diagnosis_text(found))
+        if self.report is not None:
+            write_text(self.report, json.dumps(found, indent=1) + "\n")
+        return 0
+
+
+@dataclass(frozen=True)
 class Ablate:
     """Train rows of the paper's tables with several seeds, and write their table beside the paper's figures.
 
@@ -240,5 +283,6 @@ COMMANDS: dict[str, type] = {
     "pseudo-labels": PseudoLabels,
     "evaluate": Evaluate,
     "predict": Predict,
+    "diagnose": Diagnose,
     "ablate": Ablate,
 }
