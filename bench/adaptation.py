@@ -5,6 +5,10 @@
 puts what `simfast ablate` left in FOLDER into bench/results/adaptation/NAME.json: rows, curves and losses, no picture
 and no path. With --panel it also writes NAME-panel.png, the predictions of its rows side by side.
 
+    python -m bench.adaptation diagnosis FILE NAME --title TITLE --command COMMAND
+
+does the same with a --report of `simfast diagnose`.
+
     python -m bench.adaptation page
 
 writes the page and its curves from all files in that folder; reading.md there is the text that the page begins with.
@@ -23,6 +27,7 @@ from simfast import ablate, checkpoint, report
 from simfast.config import Config
 from simfast.data.loader import evaluation_loader
 from simfast.data.parts import open_part
+from simfast.diagnose import diagnosis_text
 from simfast.evaluate import evaluate
 from simfast.models.restore import restore_model
 
@@ -34,21 +39,29 @@ LOSSES = ("seg", "mix", "adv", "d", "stuff", "instance", "seg_target")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
-    one = actions.add_parser("collect")
-    one.add_argument("folder", type=Path, help="--out of simfast ablate")
-    one.add_argument("name", help="of the result file; the page has the files in the order of their names")
-    one.add_argument("--title", required=True)
-    one.add_argument("--command", required=True, help="as a reader would give it")
-    one.add_argument("--panel", action="store_true")
+    for action, what in (("collect", "--out of simfast ablate"), ("diagnosis", "--report of simfast diagnose")):
+        one = actions.add_parser(action)
+        one.add_argument("path", type=Path, help=what)
+        one.add_argument("name", help="of the result file; the page has the files in the order of their names")
+        one.add_argument("--title", required=True)
+        one.add_argument("--command", required=True, help="as a reader would give it")
+    actions.choices["collect"].add_argument("--panel", action="store_true")
     actions.add_parser("page")
     arguments = parser.parse_args()
     if arguments.action == "page":
         write_page()
+        return
+    about = {"title": arguments.title, "command": arguments.command}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if arguments.action == "diagnosis":
+        found = json.loads(arguments.path.read_text())
+        found["checkpoint"] = "/".join(Path(found["checkpoint"]).parts[-2:])
+        report.write_text(FOLDER / f"{arguments.name}.json", json.dumps(about | {"diagnosis": found}, indent=1) + "\n")
     else:
-        collect(arguments.folder, arguments.name, arguments.title, arguments.command, arguments.panel)
+        collect(arguments.path, arguments.name, about, arguments.panel)
 
 
-def collect(folder: Path, name: str, title: str, command: str, panel: bool) -> None:
+def collect(folder: Path, name: str, about: dict[str, str], panel: bool) -> None:
     """One result file of the runs in a folder."""
     rows = [row for row in json.loads((folder / "ablation.json").read_text()) if row["seeds"]]
     for row in rows:
@@ -56,9 +69,7 @@ def collect(folder: Path, name: str, title: str, command: str, panel: bool) -> N
         metrics = [report.read_metrics(run / "metrics.jsonl") for run in runs]
         row["curves"] = [[(x["step"], x["miou"]) for x in rows if x["kind"] == "eval"] for rows in metrics]
         row["losses"] = [_means_of_tenths([x for x in rows if x["kind"] == "train"]) for rows in metrics]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    result = {"title": title, "command": command, "rows": rows}
-    report.write_text(FOLDER / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    report.write_text(FOLDER / f"{name}.json", json.dumps(about | {"rows": rows}, indent=1) + "\n")
     if panel:
         runs = {row["row"]: folder / f"{row['row'].replace(',', '-')}-seed{row['seeds'][0]}" for row in rows}
         save_predictions(FOLDER / f"{name}-panel.png", runs)
@@ -91,20 +102,27 @@ def save_predictions(path: Path, runs: dict[str, Path], pictures: int = 4) -> No
 
 def write_page() -> None:
     """adaptation.md and the curves beside it."""
-    files = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-    tables = {name: result for name, result in files.items() if "rows" in result}
     parts = [(FOLDER / "reading.md").read_text().rstrip()]
-    for name, result in tables.items():
-        parts += [f"## {result['title']}", f"```\n{result['command']}\n```", ablate.table(result["rows"])]
-        parts.append(_made_with(result["rows"]))
-        curves = FOLDER / f"{name}-curves.png"
-        save_curves(curves, result["rows"])
-        parts.append(f"![mIoU on the part to choose on, over steps](adaptation/{curves.name})")
-        if (panel := FOLDER / f"{name}-panel.png").exists():
-            parts.append(f"![predictions of the rows, side by side](adaptation/{panel.name})")
-        parts.append("Unweighted losses, means over the first, a middle and the last tenth of a run (its first seed):")
-        parts.append(_losses(result["rows"]))
+    for path in sorted(FOLDER.glob("*.json")):
+        result = json.loads(path.read_text())
+        parts += [f"## {result['title']}", f"```\n{result['command']}\n```"]
+        parts += _runs(path.stem, result["rows"]) if "rows" in result else _diagnosis(result["diagnosis"])
     report.write_text(RESULTS / "adaptation.md", "\n\n".join(parts) + "\n")
+
+
+def _runs(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    curves, panel = FOLDER / f"{name}-curves.png", FOLDER / f"{name}-panel.png"
+    save_curves(curves, rows)
+    parts = [ablate.table(rows), f"![mIoU on camvid/val over steps](adaptation/{curves.name})"]
+    if panel.exists():
+        parts.append(f"![predictions of the rows, side by side](adaptation/{panel.name})")
+    losses = "Unweighted losses, means over the first, a middle and the last tenth of a run (its first seed):"
+    return [*parts, losses, _losses(rows), _made_with(rows)]
+
+
+def _diagnosis(found: dict[str, Any]) -> list[str]:
+    device, torch_version, commit = (found["environment"][key] for key in ("device", "torch", "commit"))
+    return [f"```\n{diagnosis_text(found)}\n```", f"{device}, torch {torch_version}, commit {commit[:10]}"]
 
 
 def _made_with(rows: list[dict[str, Any]]) -> str:

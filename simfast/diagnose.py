@@ -21,6 +21,7 @@ from simfast.data.classes import CLASS_NAMES
 from simfast.data.loader import Batch, DomainLoader
 from simfast.data.parts import arguments_of, open_part
 from simfast.data.transfer import transfer
+from simfast.environment import environment
 from simfast.gradients import TRUTH, GradientTally, term_gradients
 from simfast.pseudo_labels import THRESHOLDS_FILE
 from simfast.region_statistics import RegionTally
@@ -60,7 +61,7 @@ def diagnose(
     Returns:
         Plain values for JSON: {"checkpoint", "step", "row", "arch", "precision", "pairs", "gradient_pairs",
         "fill_rule", "banks": where they come from, "classes": {name: see `RegionTally.row`}, "all": the same over all
-        classes, "gradients": see `GradientTally.rows`}.
+        classes, "gradients": see `GradientTally.rows`, "environment"}.
 
     Raises:
         ValueError: no checkpoint of ours, other settings than it was trained with, or a count below 1.
@@ -104,6 +105,7 @@ def diagnose(
         "classes": {CLASS_NAMES[tally.class_ids[k]]: tally.row([k]) for k in rings},
         "all": tally.row(rings),
         "gradients": gradients.rows(losses, _trained(config)),
+        "environment": environment(device),
     }
 
 
