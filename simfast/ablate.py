@@ -21,6 +21,7 @@ from tqdm import tqdm
 import simfast
 from simfast import report
 from simfast.config import FREE_ON_RESUME, Config
+from simfast.data.parts import arguments_of, open_part
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,20 @@ def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
     before = _runs_of(",".join([row.removesuffix("+ssl"), *extra]), seed, config)
     settings["stage1"] = str(before[-1].config.out)
     return [*before, Run(name, Config.from_dict(settings, f"rows: {name}", config))]
+
+
+def check_data(runs: list[Run]) -> None:
+    """Opens every part of the data that the runs will read: what is missing shows now, not hours later.
+
+    Raises:
+        ValueError: the row, and what `open_dataset` has to say.
+    """
+    for run in runs:
+        for part in arguments_of(run.config):
+            try:
+                open_part(run.config, part)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"rows: {run.row}: {error}") from error
 
 
 def run_all(runs: list[Run], trainer: Path | None = None, jobs: int = 1) -> list[Run]:

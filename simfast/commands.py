@@ -268,6 +268,7 @@ class Ablate:
         if config.out is None:
             raise ValueError("out: must name the folder of the runs, got none")
         runs = ablate.plan(list(self.rows), list(self.seeds), config, self.warm_up)
+        ablate.check_data(runs)
         failed = ablate.run_all(runs, jobs=self.jobs)
         log.info(
             "\n%s\n\n%s: ablation.md, ablation.json, curves.png, panel.png",

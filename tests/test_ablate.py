@@ -13,6 +13,9 @@ import yaml
 
 from simfast import ablate
 from simfast.config import Config
+from simfast.data import open_dataset
+from simfast.data.parts import arguments_of
+from simfast.data.prepare import prepare
 from simfast.presets import PRESETS
 
 # Stands for train.py: writes down how it was called, and a result whose score tells its settings.
@@ -226,3 +229,18 @@ def test_nothing_is_tried_without_its_warm_up(shared, trainer, tmp_path):
     failed = ablate.run_all(ablate.plan(["aa", "target-only"], [0], shared, warm_up=1), trainer)
     assert names(failed) == ["warm-up-seed0", "aa-seed0"]
     assert (tmp_path / "target-only-seed0" / "result.json").exists()
+
+
+def test_data_that_a_later_row_lacks_are_missed_before_anything_is_trained(folders, shared, tmp_path):
+    data = {
+        "source": "folder",
+        "source_root": folders / "source",
+        "target": "folder",
+        "target_root": folders / "target",
+    }
+    shared = dataclasses.replace(shared, **data, source_size=(64, 64), target_size=(64, 64), cache=tmp_path / "cache")
+    for part in arguments_of(shared).values():
+        prepare(open_dataset(**part), shared.cache, workers=0)
+    ablate.check_data(ablate.plan(["source-only", "aa+sim+ssl"], [0], shared))
+    with pytest.raises(ValueError, match=r"rows: target-only: .* run `simfast prepare` with the same settings"):
+        ablate.check_data(ablate.plan(["source-only", "target-only"], [0], shared))
