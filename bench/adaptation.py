@@ -93,8 +93,10 @@ def save_predictions(path: Path, runs: dict[str, Path], pictures: int = 4) -> No
     for title, run in runs.items():
         config = Config.from_dict(checkpoint.load(run / "last.pt")["config"], str(run))
         restored, part = restore_model(run / "last.pt"), open_part(config, "held-out")
-        loader, cpu = evaluation_loader(part, 1, 0), torch.device("cpu")
-        _, shown = evaluate(restored.model, loader, part.class_ids, restored.convention, cpu, pictures)
+        chosen = [len(part) * i // pictures for i in range(pictures)]
+        batches = [batch for i, batch in enumerate(evaluation_loader(part, 1, 0)) if i in chosen]
+        cpu = torch.device("cpu")
+        _, shown = evaluate(restored.model, batches, part.class_ids, restored.convention, cpu, pictures)
         panels[title] = run / "shown.png"
         report.save_panel(panels[title], shown)
     report.save_comparison(path, panels, with_data=False)
