@@ -3,7 +3,7 @@
     python -m bench.adaptation collect FOLDER NAME --title TITLE --command COMMAND
 
 puts what `simfast ablate` left in FOLDER into bench/results/adaptation/NAME.json: rows, curves and losses, no picture
-and no path. With --panel it also writes NAME-panel.png, the predictions of its rows side by side.
+and no path. With --panel ROW... it also writes NAME-panel.png, the predictions of these rows side by side.
 
     python -m bench.adaptation diagnosis FILE NAME --title TITLE --command COMMAND
 
@@ -45,7 +45,7 @@ def main() -> None:
         one.add_argument("name", help="of the result file; the page has the files in the order of their names")
         one.add_argument("--title", required=True)
         one.add_argument("--command", required=True, help="as a reader would give it")
-    actions.choices["collect"].add_argument("--panel", action="store_true")
+    actions.choices["collect"].add_argument("--panel", nargs="+", default=[], help="rows of the picture")
     actions.add_parser("page")
     arguments = parser.parse_args()
     if arguments.action == "page":
@@ -61,7 +61,7 @@ def main() -> None:
         collect(arguments.path, arguments.name, about, arguments.panel)
 
 
-def collect(folder: Path, name: str, about: dict[str, str], panel: bool) -> None:
+def collect(folder: Path, name: str, about: dict[str, str], panel: list[str]) -> None:
     """One result file of the runs in a folder."""
     rows = [row for row in json.loads((folder / "ablation.json").read_text()) if row["seeds"]]
     for row in rows:
@@ -72,7 +72,7 @@ def collect(folder: Path, name: str, about: dict[str, str], panel: bool) -> None
     report.write_text(FOLDER / f"{name}.json", json.dumps(about | {"rows": rows}, indent=1) + "\n")
     if panel:
         runs = {row["row"]: folder / f"{row['row'].replace(',', '-')}-seed{row['seeds'][0]}" for row in rows}
-        save_predictions(FOLDER / f"{name}-panel.png", runs)
+        save_predictions(FOLDER / f"{name}-panel.png", {title: runs[title] for title in panel})
 
 
 def _means_of_tenths(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
