@@ -15,6 +15,7 @@ from PIL import Image
 import train
 from simfast import checkpoint, report
 from simfast.console import StopSignals
+from simfast.models import deeplab_v2
 from simfast.models.weights import load_weights
 
 ROOT = Path(train.__file__).parent
@@ -201,7 +202,7 @@ def test_a_checkpoint_is_a_weights_file(settings, tmp_path):
     second = tmp_path / "second"
     train.main(arguments(settings, second, "--steps", 1, "--weights", tmp_path / "first" / "best.pt"))
     assert checkpoint.load(second / "last.pt")["convention"] == "bgr"
-    model = train.deeplab_v2("resnet18")
+    model = deeplab_v2("resnet18")
     assert load_weights(model, second / "last.pt").matched > 100
     assert torch.equal(model.conv1.weight, checkpoint.load(second / "last.pt")["model"]["conv1.weight"])
 
