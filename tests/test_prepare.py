@@ -226,13 +226,14 @@ def test_a_shard_of_files_that_have_changed_is_written_again(roots, tmp_path):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from simfast.data import dataset, open_dataset
 from simfast.data.prepare import prepare
 read = dataset.read_picture
 dataset.read_picture = lambda path: time.sleep(0.05) or read(path)
 data = open_dataset("streets", None, "train", (10, 7), labelled=False)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 print("begin", flush=True)
 prepare(data, Path(sys.argv[1]), 2, shard_items=4)
 """
