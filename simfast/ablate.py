@@ -131,13 +131,13 @@ def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
 
 
 def check_data(runs: list[Run]) -> None:
-    """Opens every part of the data that the runs will read: what is missing shows now, not hours later.
+    """Opens every part of the data that the runs still to do will read: what is missing shows now, not hours later.
 
     Raises:
         ValueError: the row, and what `open_dataset` has to say.
     """
     for run in runs:
-        for part in arguments_of(run.config):
+        for part in () if run.result.exists() else arguments_of(run.config):
             try:
                 open_part(run.config, part)
             except (ValueError, OSError) as error:
