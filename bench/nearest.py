@@ -11,7 +11,7 @@ from bench.segment_mean import ours
 from bench.timing import Contender, compare, needs
 from simfast import ops, reference
 from simfast.ops.nearest import nearest_l1_ragged
-from simfast.testing import DEVICES
+from simfast.testing import DEVICES, needs_gpu
 
 WIDTH, STUFF, THINGS, STUFF_ROWS, INSTANCES = 2048, 8, 11, 50, 10
 ROWS = STUFF_ROWS * INSTANCES
@@ -171,7 +171,7 @@ def bench_backward(benchmark, device):
     compare(benchmark, contenders, device, queries.numel() * 5, rounds=11)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 @pytest.mark.parametrize("dtype", BANKS)
 def bench_tiles(benchmark, dtype):
     """The first kernel's tile, swept: what Tile's defaults are chosen from."""

@@ -13,7 +13,17 @@ IGNORE = 255
 STUFF = [0, 1, 2, 3, 4, 8, 9, 10]  # Cityscapes train ids, as the matching uses them
 THINGS = [5, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18]
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+# The marks of a test that needs a GPU: `-m gpu` selects it, and it is skipped where there is none.
+GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+
+
+def needs_gpu(test):
+    """Decorator: puts the marks of GPU on a test."""
+    for mark in GPU:
+        test = mark(test)
+    return test
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Label maps

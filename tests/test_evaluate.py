@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from simfast.data.classes import CLASS_NAMES, CLASS_SETS
 from simfast.evaluate import Scores, count_confusion, evaluate, full_size_labels
 from simfast.models.weights import normalise
+from simfast.testing import needs_gpu
 
 NUM_CLASSES, IGNORE = 19, 255
 
@@ -109,7 +110,7 @@ def test_a_label_outside_the_classes_is_an_error():
         count_confusion(predicted, torch.zeros(4, dtype=torch.uint8), NUM_CLASSES)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 def test_a_gpu_counts_and_labels_as_the_cpu_does():
     predicted, labels = random_maps(3)
     counted = count_confusion(predicted.cuda(), labels.cuda(), NUM_CLASSES)

@@ -18,6 +18,7 @@ from simfast.data import open_dataset
 from simfast.data.folder import open_pairs
 from simfast.data.loader import DomainLoader, evaluation_loader, on_device
 from simfast.data.prepare import prepare
+from simfast.testing import needs_gpu
 
 SIZE = (8, 6)
 
@@ -135,7 +136,7 @@ def test_ranks_share_the_evaluation_in_order(ranks, domains):
     assert shares[0][0][2][0] == domains[0].names[0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 @pytest.mark.parametrize("kind", ["files", "cache"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_reach_a_busy_gpu_whole_and_are_left_alone_there(workers, kind, domains, request):
@@ -150,7 +151,7 @@ def test_batches_reach_a_busy_gpu_whole_and_are_left_alone_there(workers, kind, 
     assert same(expected, [[x.cpu() for x in batch] for batch in found])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 @pytest.mark.parametrize("kind", ["files", "cache"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_images_come_pinned(workers, kind, domains, request):

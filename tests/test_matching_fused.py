@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from simfast.matching import StuffInstanceMatching
 from simfast.ops import library
-from simfast.testing import DEVICES, HARD_MAPS, Calls, assert_same, feature_maps, noise_labels, smooth_labels
+from simfast.testing import DEVICES, HARD_MAPS, Calls, assert_same, feature_maps, needs_gpu, noise_labels, smooth_labels
 
 STUFF, THINGS = [3, 8], [0, 1, 5, 13]
 CLASSES, WIDTH, ROWS, INSTANCES = 14, 16, 3, 2
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # source features and labels, target features and labels
 
@@ -191,7 +190,7 @@ def test_auto_takes_what_is_built_and_fused_is_never_replaced_in_silence(monkeyp
         make_matching("fused")
 
 
-@NEEDS_GPU
+@needs_gpu
 @pytest.mark.parametrize("gate", ["none", "released"])
 def test_no_call_waits_for_the_gpu(gate):
     matching, head = make_matching(gate=gate).to("cuda"), make_head("cuda")
@@ -207,7 +206,7 @@ def test_no_call_waits_for_the_gpu(gate):
     assert matching.bank.written.sum() > 0
 
 
-@NEEDS_GPU
+@needs_gpu
 @pytest.mark.parametrize("gate", ["none", "released"])
 def test_a_captured_step_replayed_on_new_data_equals_eager(gate):
     eager, head = make_matching(gate=gate).to("cuda"), make_head("cuda")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simfast import ops, reference
 from simfast.ops.nearest import nearest_l1_ragged
-from simfast.testing import DEVICES, assert_same, assert_within_budget
+from simfast.testing import DEVICES, assert_same, assert_within_budget, needs_gpu
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 INTEGERS = [torch.uint8, torch.int16, torch.int32, torch.int64]
@@ -321,7 +321,7 @@ def test_compiles_without_a_break_for_two_sizes(device):
         assert grads[0].abs().sum() > 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 def test_runs_without_a_sync_and_in_a_cuda_graph():
     queries, classes, bank, filled = to("cuda", *problem(118, 11, 60, 2048))
     queries.requires_grad_()

@@ -18,9 +18,8 @@ from simfast.matching import StuffInstanceMatching
 from simfast.models.deeplab import BatchNorm
 from simfast.models.discriminator import Discriminator
 from simfast.step import Trainer, poly
-from simfast.testing import DEVICES, STUFF, THINGS, Calls, smooth_labels
+from simfast.testing import DEVICES, GPU, STUFF, THINGS, Calls, needs_gpu, smooth_labels
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 ON_CPU = [("cpu", "eager", "fp32"), ("cpu", "eager", "bf16"), ("cpu", "eager", "fp16"), ("cpu", "compile", "fp32")]
 ON_GPU = [
     ("cuda", mode, precision)
@@ -148,7 +147,7 @@ def test_a_step_reads_nothing_back_to_the_host(kind, precision):
         assert len(calls.names) > 50
 
 
-@GPU
+@needs_gpu
 @pytest.mark.parametrize(("mode", "precision"), [kind[1:] for kind in ON_GPU])
 def test_a_step_on_a_gpu_never_waits(mode, precision):
     trainer = make_trainer("cuda", mode, precision)
@@ -209,7 +208,7 @@ def test_a_recorded_step_depends_on_nothing_but_its_inputs_and_its_state(graphs_
     assert_same_bits(graph, eager)
 
 
-@GPU
+@needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_captured_step_is_the_eager_one_to_the_bit(precision):
     assert_same_bits(run(make_trainer("cuda", "graph", precision), 5), run(make_trainer("cuda", "eager", precision), 5))

@@ -67,7 +67,20 @@ const char* for_label_type(Dtype dtype, const Run& run) {
     }
 }
 
-inline const char* error_text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+// What a call returned, in words, or nullptr. The runtime also keeps a failure as "the last error", which the next good
+// launch would otherwise be blamed for: it is taken back here.
+inline const char* error_text(cudaError_t error) {
+    if (error == cudaSuccess) return nullptr;
+    cudaGetLastError();
+    switch (error) {
+        case cudaErrorInsufficientDriver:
+            return "the driver is too old: simfast is built with CUDA 13, which needs driver 580 or newer";
+        case cudaErrorNoKernelImageForDevice:
+            return "simfast has no machine code for this GPU: it needs compute capability 8.0, 8.6, 8.9, 9.0, 10.0 or "
+                   "12.0, or a build with SIMFAST_CUDA_ARCHITECTURES set to this GPU's";
+        default: return cudaGetErrorString(error);
+    }
+}
 inline const char* launch_error() { return error_text(cudaGetLastError()); }
 
 // Shared memory that one block of the current device may have, static and dynamic together.
@@ -76,6 +89,15 @@ inline int64_t max_shared_bytes() {
     if (cudaGetDevice(&device) != cudaSuccess) return 0;
     if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
     return bytes;
+}
+
+// Lets `kernel`, which has `static_bytes` of static shared memory, be launched with as much dynamic shared memory as the
+// device gives a block. Always that much, never a call's own size: two host threads with different sizes would undo
+// each other's.
+template <typename Kernel>
+cudaError_t allow_all_shared(Kernel kernel, int64_t static_bytes) {
+    const int64_t bytes = max_shared_bytes() - ceil_div(static_bytes, 128) * 128;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
 // A run of equal values among the 32 pixels of a warp: is `lane` its first, and how many pixels has it?

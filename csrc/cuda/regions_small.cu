@@ -124,7 +124,7 @@ const char* run_small(const RegionsArgs& a, cudaStream_t stream) {
     if (a.B > kMaxGrid) return "find_regions: the batch has too many images for one launch";
     const int bytes = static_cast<int>(small_bytes(a.H * a.W));
     const auto kernel = regions_small_kernel<T>;
-    const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    const auto error = allow_all_shared(kernel, sizeof(SmallShared));
     if (error != cudaSuccess) return error_text(error);
     SIMFAST_LAUNCH(kernel, grid_of(a.B), kThreads, bytes, stream, TypedMap<T>(a.labels), a, MapPitch(a.W));
     return launch_error();
@@ -135,7 +135,7 @@ const char* run_small(const RegionsArgs& a, cudaStream_t stream) {
 bool regions_is_small(const RegionsArgs& a) {
     const int64_t pixels = a.H * a.W;
     return pixels <= kSmallPixels && regions_num_slots(a) < kSmallSlots &&
-           small_bytes(pixels) + int64_t{sizeof(SmallShared)} <= max_shared_bytes();
+           small_bytes(pixels) + ceil_div(int64_t{sizeof(SmallShared)}, 128) * 128 <= max_shared_bytes();
 }
 
 const char* regions_small_cuda(const RegionsArgs& a, cudaStream_t stream) {

@@ -320,8 +320,7 @@ const char* run(const SegmentMeanArgs& a, const MeanPlan& plan, cudaStream_t str
     const int64_t blocks = a.B * plan.groups * plan.splits * plan.windows;
     if (blocks > kMaxGrid || a.B * a.num_segments > kMaxGrid)
         return "segment_mean: the batch is too large for one launch";
-    const auto error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
+    const auto error = allow_all_shared(kernel, 0);
     if (error != cudaSuccess) return error_text(error);
     SIMFAST_LAUNCH(kernel, grid_of(blocks), kThreads, plan.shared_bytes, stream, a, plan,
                    SegmentMap(a.segments, a.H, a.W), workspace);
