@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "host_machine.h"
 
@@ -33,7 +35,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 #define gridDim (host_cuda::machine.grid)
 
 #define SIMFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    host_cuda::launch(grid, block, shared_bytes, stream, [&] { kernel(__VA_ARGS__); })
+    (host_cuda::fails() ? void() : host_cuda::launch(grid, block, shared_bytes, stream, [&] { kernel(__VA_ARGS__); }))
 #define SIMFAST_SHARED(Type, name) Type& name = *static_cast<Type*>(host_cuda::static_shared(sizeof(Type)))
 #define SIMFAST_DYNAMIC_SHARED(name) unsigned char* name = host_cuda::dynamic_shared()
 
@@ -118,7 +120,17 @@ enum cudaError_t {
 };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+namespace host_cuda {
+inline cudaError_t next_error = cudaSuccess;  // of the next call that can fail, on a test's wish
+inline cudaError_t last_error = cudaSuccess;  // kept until somebody asks for it, as CUDA does
+inline std::vector<int> shared_limits;        // that the launchers have asked for
+inline bool fails(cudaError_t error = cudaSuccess) {
+    if (next_error != cudaSuccess) error = std::exchange(next_error, cudaSuccess);
+    if (error != cudaSuccess) last_error = error;
+    return error != cudaSuccess;
+}
+}  // namespace host_cuda
+inline cudaError_t cudaGetLastError() { return std::exchange(host_cuda::last_error, cudaSuccess); }
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 inline cudaError_t cudaGetDevice(int* device) {
     *device = 0;
@@ -130,7 +142,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 }
 template <typename F>
 cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int bytes) {
-    return bytes <= host_cuda::max_shared_bytes ? cudaSuccess : cudaErrorInvalidValue;
+    host_cuda::shared_limits.push_back(bytes);
+    const bool failed = host_cuda::fails(bytes <= host_cuda::max_shared_bytes ? cudaSuccess : cudaErrorInvalidValue);
+    return failed ? host_cuda::last_error : cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
     std::memset(p, value, bytes);

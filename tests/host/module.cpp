@@ -179,4 +179,6 @@ PYBIND11_MODULE(simfast_host, m) {
         py::arg("seed") = 0, py::arg("resident_blocks") = 3, py::arg("max_shared_bytes") = 99 * 1024);
     m.def("limit_shared_memory", [](int bytes) { host_cuda::max_shared_bytes = bytes; });
     m.def("launches", [] { return host_cuda::launches; });
+    m.def("fail_next", [](int error) { host_cuda::next_error = static_cast<cudaError_t>(error); });
+    m.def("shared_limits", [] { return std::exchange(host_cuda::shared_limits, {}); });
 }
