@@ -382,4 +382,9 @@ class Trainer:
                 for x, value in zip(tensors, values, strict=True):
                     x.copy_(value)
             if self.scaler:
+                # Forgets which optimisers it has stepped since its last update, too: a second step would be an error.
+                self.scaler.update(scale["scale"])
                 self.scaler.load_state_dict(scale)
+                for optimizer in self._optimizers():  # what it leaves there where an update ends in an error
+                    for name in ("grad_scale", "found_inf"):
+                        vars(optimizer).pop(name, None)
