@@ -130,13 +130,11 @@ class StuffInstanceMatching(nn.Module):
         means, regions = self._pool(features, labels)
         rings = self._rings(means, regions.areas, len(self.stuff), classify)
         distances, rows = self._nearest(means, rings)
-        return self._ops.matching_losses(
-            distances, rows, rings, len(self.stuff), self.max_instances, self.num_features
-        )
+        return self._ops.matching_losses(distances, rows, rings, len(self.stuff), self.max_instances, self.num_features)
 
     def find(self, labels: Tensor) -> Regions:
-        """The regions that are matched: slots of class `slot_class` and ring `slot_ring`. They need no features, so that
-        they can be found while those are still computed.
+        """The regions that are matched: slots of class `slot_class` and ring `slot_ring`. They depend on the labels
+        alone, so that they can be found beside other work.
 
         Args:
             labels: integer [B, h, w], L_C or L_P.

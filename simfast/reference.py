@@ -220,8 +220,9 @@ def ring_write(
 ) -> None:
     """Append vectors to rings, in the order given: `storage` and `written` are changed in place.
 
-    Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1. The i-th vector that it is ever given, from 0 on, goes to
-    its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay. No other row is touched.
+    Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1. Its vector number i, counted from 0 over all calls, goes
+    to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay. No other row is
+    touched.
 
     Args:
         storage: floating [T, D], contiguous.
@@ -256,8 +257,8 @@ def select_rings(
     Args:
         areas: int32 [B, S], of `find_regions`.
         slot_rings: int64 [S].
-        logits: floating [B * G, L], G at most S: what the head says of the first G slots of each image. They count where
-            its arg-max, the first of the largest, is the slot's class. None: all count.
+        logits: floating [B * G, L], G at most S: what the head says of the first G slots of each image. They count
+            where its arg-max, the first of the largest, is the slot's class. None: all count.
         slot_classes: int64 [S], with logits.
 
     Returns:

@@ -7,13 +7,13 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-// Loads of a thread that stand in flight together: ten vectors of 2048 values by four are ten for each thread.
-constexpr int kBatch = 5;
+// Loads of a thread that stand in flight together: as many as a thing class has regions in an image.
+constexpr int kBatch = 10;
 
 struct RingShared {
     int32_t in_warp[kWarps];
     int32_t from[kThreads];  // of the tile's vectors that belong to the ring, in order: which one,
-    int64_t to[kThreads];    // and the storage's row it goes to, -1 = overwritten in this very call
+    int64_t to[kThreads];    // and the storage's row it goes to
 };
 
 // Four values of a row from column c on; where they are not aligned, or stand past the end, one by one.
@@ -24,6 +24,7 @@ __device__ __forceinline__ float4 load_four(const float* row, int64_t c, int64_t
                        c + 3 < D ? row[c + 3] : 0.f);
 }
 
+// By an intrinsic: an assignment is split into four stores.
 template <bool kAligned, typename Value>
 __device__ __forceinline__ void store_four(Value* row, int64_t c, int64_t D, const float4& v) {
     const Value values[4] = {from_float<Value>(v.x), from_float<Value>(v.y), from_float<Value>(v.z),
@@ -34,39 +35,35 @@ __device__ __forceinline__ void store_four(Value* row, int64_t c, int64_t D, con
             if (c + i < D) row[c + i] = values[i];
         }
     } else if constexpr (sizeof(Value) == 4) {
-        *reinterpret_cast<float4*>(row + c) = v;
+        __stcg(reinterpret_cast<float4*>(row + c), v);
     } else {
-        *reinterpret_cast<uint2*>(row + c) = {to_bits(values[0]) | to_bits(values[1]) << 16,
-                                              to_bits(values[2]) | to_bits(values[3]) << 16};
+        __stcg(reinterpret_cast<uint2*>(row + c), make_uint2(to_bits(values[0]) | to_bits(values[1]) << 16,
+                                                             to_bits(values[2]) | to_bits(values[3]) << 16));
     }
 }
 
-// The tile's first `count` vectors of the ring to their rows.
+// The tile's vectors first .. last - 1 of the ring to their rows: a thread takes the same four columns of each.
 template <typename Value, bool kAligned>
-__device__ void copy_rows(const RingWriteArgs& a, const RingShared& shared, int64_t base, int count) {
-    const int fours = static_cast<int>(ceil_div(a.D, 4)), last = count * fours;
-    for (int first = threadIdx.x; first < last; first += kBatch * kThreads) {
-        float4 values[kBatch];
-        Value* rows[kBatch];
-        int columns[kBatch];
+__device__ void copy_rows(const RingWriteArgs& a, const RingShared& shared, int64_t base, int first, int last) {
+    for (int64_t c = 4 * threadIdx.x; c < a.D; c += 4 * kThreads) {
+        for (int j = first; j < last; j += kBatch) {
+            float4 values[kBatch];
 #pragma unroll
-        for (int u = 0; u < kBatch; ++u) {
-            const int item = first + u * kThreads, j = item / fours;
-            rows[u] = nullptr;
-            if (item >= last || shared.to[j] < 0) continue;
-            rows[u] = static_cast<Value*>(a.storage) + shared.to[j] * a.D;
-            columns[u] = 4 * (item - j * fours);
-            values[u] = load_four<kAligned>(a.vectors + (base + shared.from[j]) * a.vectors_stride, columns[u], a.D);
-        }
+            for (int u = 0; u < kBatch; ++u) {
+                const int at = min(j + u, last - 1);  // no branch between the loads
+                values[u] = load_four<kAligned>(a.vectors + (base + shared.from[at]) * a.vectors_stride, c, a.D);
+            }
 #pragma unroll
-        for (int u = 0; u < kBatch; ++u) {
-            if (rows[u]) store_four<kAligned>(rows[u], columns[u], a.D, values[u]);
+            for (int u = 0; u < kBatch; ++u) {
+                if (j + u >= last) continue;
+                store_four<kAligned>(static_cast<Value*>(a.storage) + shared.to[j + u] * a.D, c, a.D, values[u]);
+            }
         }
     }
 }
 
 template <typename Value, bool kAligned>
-__global__ void __launch_bounds__(kThreads) ring_write_kernel(const __grid_constant__ RingWriteArgs a) {
+__global__ void __launch_bounds__(kThreads, 1) ring_write_kernel(const __grid_constant__ RingWriteArgs a) {
     SIMFAST_SHARED(RingShared, shared);
     const int64_t k = blockIdx.x, start = a.starts[k], size = a.sizes[k];
     if (start < 0 || size < 1 || size > a.T - start) return;
@@ -86,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) ring_write_kernel(const __grid_const
         const bool mine = n < a.N && a.classes[n] == k;
         const unsigned in_warp = __ballot_sync(kFullWarp, mine);
         if (lane == 0) shared.in_warp[warp] = __popc(in_warp);
-        __syncthreads();  // all counts stand
+        __syncthreads();  // all counts stand, and all have read the list before
         int place = __popc(in_warp & bits_below(lane)), count = 0;
         for (int w = 0; w < kWarps; ++w) {
             if (w < warp) place += shared.in_warp[w];
@@ -95,12 +92,13 @@ __global__ void __launch_bounds__(kThreads) ring_write_kernel(const __grid_const
         if (mine) {
             const int64_t number = seen + place;
             shared.from[place] = threadIdx.x;
-            shared.to[place] = number < total - size ? -1 : start + (before + number) % size;
+            shared.to[place] = start + (before + number) % size;
         }
         __syncthreads();  // the list stands
-        copy_rows<Value, kAligned>(a, shared, base, count);
+        // The first ones may be overwritten by the last ones of this very call: they are left out.
+        const int first = static_cast<int>(max(int64_t{0}, min(int64_t{count}, total - size - seen)));
+        copy_rows<Value, kAligned>(a, shared, base, first, count);
         seen += count;
-        __syncthreads();  // the list has been read
     }
 }
 
@@ -109,7 +107,7 @@ bool aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(
 }  // namespace
 
 const char* ring_write_cuda(const RingWriteArgs& a, void* stream) {
-    if (a.K > kMaxGrid || a.D > INT32_MAX / kThreads) return "ring_write: too many rings, or vectors too long";
+    if (a.K > kMaxGrid || a.N > INT32_MAX) return "ring_write: too many rings or vectors for one launch";
     return for_value_type(a.storage_dtype, [&](auto example) -> const char* {
         using Value = decltype(example);
         const bool fours = a.D % 4 == 0 && a.vectors_stride % 4 == 0 && aligned(a.vectors, 16) &&

@@ -10,8 +10,9 @@ from simfast.ops.components import came
 def matching_losses(
     distances: Tensor, rows: Tensor, rings: Tensor, num_stuff: int, max_instances: int, num_features: int
 ) -> tuple[Tensor, Tensor]:
-    """The stuff loss and the instance loss of the distances in `find_regions`' slots. Differentiable in distances, once.
+    """The stuff loss and the instance loss of the distances in `find_regions`' slots.
 
+    Differentiable in distances, once.
     Each is the sum over classes and the mean over images of a class's mean distance over its regions, divided by
     num_features. A region without a row near it has distance 0. Sums are taken in the order of slots, classes and
     images; forward and backward are one launch each.
@@ -35,9 +36,7 @@ def matching_losses(
     """
     double_on_cpu = distances.dtype == torch.float64 and distances.device.type != "cuda"
     if distances.ndim != 2 or not (distances.dtype == torch.float32 or double_on_cpu):
-        raise ValueError(
-            f"matching_losses: distances must be float32 [B, S] (float64 on the CPU), {came(distances)}"
-        )
+        raise ValueError(f"matching_losses: distances must be float32 [B, S] (float64 on the CPU), {came(distances)}")
     for name, x in (("rows", rows), ("rings", rings)):
         if x.dtype != torch.int64 or x.shape != distances.shape:
             raise ValueError(f"matching_losses: {name} must be int64 {list(distances.shape)}, {came(x)}")

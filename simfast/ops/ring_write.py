@@ -13,8 +13,9 @@ def ring_write(
 ) -> None:
     """Append vectors to rings, in the order given: `storage` and `written` are changed in place, in one launch.
 
-    Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1. The i-th vector that it is ever given, from 0 on, goes to
-    its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay. No other row is touched.
+    Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1. Its vector number i, counted from 0 over all calls, goes
+    to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay. No other row is
+    touched.
     A ring that would leave the storage, or has no row, is left alone.
 
     Args:
@@ -62,7 +63,5 @@ def ring_write(
 if library.available():
 
     @torch.library.register_fake("simfast::ring_write")
-    def _(
-        storage: Tensor, written: Tensor, vectors: Tensor, classes: Tensor, starts: Tensor, sizes: Tensor
-    ) -> None:
+    def _(storage: Tensor, written: Tensor, vectors: Tensor, classes: Tensor, starts: Tensor, sizes: Tensor) -> None:
         pass

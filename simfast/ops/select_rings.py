@@ -17,8 +17,8 @@ def select_rings(
         areas: int32 [B, S], of `find_regions`.
         slot_rings: int64 [S].
         logits: [B * G, L], G at most S, float32, float16 or bfloat16 (on the CPU also float64): what the head says of
-            the first G slots of each image. They count where its arg-max, the first of the largest, is the slot's class.
-            None: all count.
+            the first G slots of each image. They count where its arg-max, the first of the largest, is the slot's
+            class. None: all count.
         slot_classes: int64 [S], with logits.
 
     Returns:
@@ -54,8 +54,7 @@ def _check_logits(logits: Tensor, areas: Tensor) -> None:
     double_on_cpu = logits.dtype == torch.float64 and logits.device.type != "cuda"
     if logits.ndim != 2 or logits.shape[1] == 0 or not (logits.dtype in FEATURE_DTYPES or double_on_cpu):
         raise ValueError(
-            "select_rings: logits must be float32, float16 or bfloat16 [B * G, L] "
-            f"(float64 on the CPU), {came(logits)}"
+            f"select_rings: logits must be float32, float16 or bfloat16 [B * G, L] (float64 on the CPU), {came(logits)}"
         )
     images, slots = areas.shape
     if images == 0 or logits.shape[0] % images or logits.shape[0] > images * slots:
