@@ -1,7 +1,7 @@
-// Registers the ops through torch's stable ABI, so that one library serves every torch from 2.11 on; checks what a kernel
-// relies on, allocates, makes the device current, takes its stream, and threads the CPU ranges through torch's own pool
-// (torch.set_num_threads governs them). The binding, this file and its neighbours of that name, is all that includes
-// torch. Contracts: kernels.h.
+// Registers the ops through torch's stable ABI, so that one library serves every torch from 2.11 on; checks what a
+// kernel relies on, allocates, makes the device current, takes its stream, and threads the CPU ranges through torch's
+// own pool (torch.set_num_threads governs them). The binding, this file and its neighbours of that name, is all that
+// includes torch. Contracts: kernels.h.
 // Gradients, shape inference and the messages a user sees: simfast/ops/*.py. No Autocast key is registered: dtypes pass
 // through as they came.
 #include "binding.h"

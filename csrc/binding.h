@@ -1,5 +1,5 @@
-// What every file of the binding starts with: torch's stable ABI, and how tensors become arguments, ranges run in torch's
-// pool and kernels are launched on torch's stream.
+// What every file of the binding starts with: torch's stable ABI, and how tensors become arguments, ranges run in
+// torch's pool and kernels are launched on torch's stream.
 #pragma once
 
 #include <dlfcn.h>

@@ -12,8 +12,8 @@
 // Duties.
 //   Caller: checks sizes and dtypes, allocates outputs and workspace on the right device, makes that device current.
 //   Kernel: writes every element of every output (outputs arrive uninitialised), tolerates any content in the
-//           workspace, leaves nothing in it that a later call needs. Inputs are never written, unless the contract says in/out; no
-//           two arrays overlap.
+//           workspace, leaves nothing in it that a later call needs. Inputs are never written, except where the
+//           contract says in/out; no two arrays overlap.
 //   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, aligned to 64 bytes (CPU) or 256 (CUDA); the function
 //           looks at sizes, dtypes and layout alone, never at a pointer. 0 bytes means the pointer may be null.
 //
@@ -184,13 +184,13 @@ void nearest_pick_cpu(const NearestArgs& args, int64_t begin, int64_t end);     
 // ---------------------------------------------------------------------------------------------------------------------
 // ring_write: appends vectors to rings, in the order given.
 //
-// Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1 of the storage. The i-th vector that it is ever given goes
-// to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay. written[k] grows by all
-// of them. A class outside [0, K), -1 above all, is not stored, nor is one whose ring would leave the storage. Values
+// Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1 of the storage. Its vector number i, counted from 0 over
+// all calls, goes to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay.
+// written[k] grows by all of them. A class outside [0, K), -1 above all, is not stored, nor is one whose ring would leave the storage. Values
 // are rounded to nearest, ties to even. No other row of the storage is touched.
 // ---------------------------------------------------------------------------------------------------------------------
 struct RingWriteArgs {
-    const float* vectors;         // in     [N, D], rows vectors_stride apart, contiguous in D; null where doubles are given
+    const float* vectors;         // in     [N, D], rows vectors_stride apart, contiguous in D; null if doubles come
     const double* doubles;        // in     the same in f64, on the CPU only; else null
     int64_t vectors_stride;       //        in elements
     const int64_t* classes;       // in     [N] contiguous
@@ -208,8 +208,8 @@ const char* ring_write_cuda(const RingWriteArgs& args, void* stream);
 // ---------------------------------------------------------------------------------------------------------------------
 // select_rings: the ring of each slot that holds a region, -1 where it holds none or is turned away.
 //
-// With logits, slot s < G of image b counts only where the arg-max of logits[b * G + s], the first of the largest (NaN is
-// larger than any number), is slot_classes[s].
+// With logits, slot s < G of image b counts only where the arg-max of logits[b * G + s], the first of the largest (NaN
+// is larger than any number), is slot_classes[s].
 // ---------------------------------------------------------------------------------------------------------------------
 struct SelectRingsArgs {
     const int32_t* areas;         // in   [B, S] contiguous
@@ -228,9 +228,9 @@ const char* select_rings_cuda(const SelectRingsArgs& args, void* stream);
 // ---------------------------------------------------------------------------------------------------------------------
 // matching_losses: Eq. 6 and Eq. 8 of distances by slot, S = num_stuff + num_things * max_instances as in find_regions.
 //
-// A slot's term is distances / divisor, 0 where rows is negative. The stuff loss is the sum of the stuff slots' terms; the
-// instance loss that of each thing class's terms over its number of slots with rings >= 0 (at least 1). Each sum is taken
-// in the order of the slots, then of the classes, then of the images.
+// A slot's term is distances / divisor, 0 where rows is negative. The stuff loss is the sum of the stuff slots' terms;
+// the instance loss that of each thing class's terms over its number of slots with rings >= 0 (at least 1). Each sum is
+// taken in the order of the slots, then of the classes, then of the images.
 // ---------------------------------------------------------------------------------------------------------------------
 struct MatchingLossesArgs {
     const void* distances;     // in   [B, S] contiguous: f32; f64 on the CPU only

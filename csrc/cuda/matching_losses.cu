@@ -1,5 +1,5 @@
-// matching_losses and its gradient on CUDA, one launch each; the same sums in the same order as on the CPU. See kernels.h
-// for the contract.
+// matching_losses and its gradient on CUDA, one launch each; the same sums in the same order as on the CPU. See
+// kernels.h for the contract.
 #include "device.cuh"
 
 namespace simfast {
@@ -20,7 +20,8 @@ struct ThingSum {
 };
 
 // Terms of `count` slots from `first` on, added in order, and how many of the slots hold a region.
-__device__ __forceinline__ ThingSum sum_slots(const MatchingLossesArgs& a, int64_t first, int64_t count, float divisor) {
+__device__ __forceinline__ ThingSum sum_slots(const MatchingLossesArgs& a, int64_t first, int64_t count,
+                                              float divisor) {
     ThingSum found{0.f, 0};
     for (int64_t start = 0; start < count; start += kBatch) {
         float distance[kBatch];
