@@ -225,7 +225,7 @@ def correct_labels(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
         int64 [B, h, w].
     """
     predicted = logits.argmax(1)
-    return torch.where(predicted == shrink_labels(labels, predicted.shape[1:]), predicted, ignore)
+    return predicted.masked_fill(predicted != _shrunk(labels, predicted.shape[1:]), ignore)
 
 
 def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore: int = 255) -> Tensor:
@@ -241,15 +241,20 @@ def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore
     predicted = logits.argmax(1)
     if pseudo_labels is None:
         return predicted
-    pseudo_labels = shrink_labels(pseudo_labels, predicted.shape[1:])
+    pseudo_labels = _shrunk(pseudo_labels, predicted.shape[1:])
     return torch.where(pseudo_labels == ignore, predicted, pseudo_labels)
 
 
 def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [B, H, W] at another size, by nearest neighbour. int64."""
-    if labels.dtype != torch.uint8:  # the one integer dtype that torch resizes
-        labels = labels.float()
-    return F.interpolate(labels[:, None], size, mode="nearest")[:, 0].long()
+    return _shrunk(labels, size).long()
+
+
+def _shrunk(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """`shrink_labels` in uint8 where they come so: what compares with them needs no copy in int64."""
+    if labels.dtype == torch.uint8:  # the one integer dtype that torch resizes
+        return F.interpolate(labels[:, None], size, mode="nearest")[:, 0]
+    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
 
 
 def _resolve(ops: str) -> str:
