@@ -119,7 +119,7 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     trainer = build_trainer(config, device, resumed)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
-    held_out_loader = evaluation_loader(held_out, 1, config.workers, distributed.rank(), processes)
+    held_out_loader = evaluation_loader(held_out, 1, config.workers, device, distributed.rank(), processes)
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
     how = f"{device}, {trainer.mode} in {trainer.precision}{ops}"
     how += f", {processes} processes" if processes > 1 else ""

@@ -1,161 +1,16 @@
-// The only file that includes torch. Registers the ops through torch's stable ABI, so that one library serves every
-// torch from 2.11 on; checks what a kernel relies on, allocates, makes the device current, takes its stream, and
-// threads the CPU ranges through torch's own pool (torch.set_num_threads governs them). Contracts: kernels.h.
+// Registers the ops through torch's stable ABI, so that one library serves every torch from 2.11 on; checks what a
+// kernel relies on, allocates, makes the device current, takes its stream, and threads the CPU ranges through torch's
+// own pool (torch.set_num_threads governs them). The binding, this file and its neighbours of that name, is all that
+// includes torch. Contracts: kernels.h.
 // Gradients, shape inference and the messages a user sees: simfast/ops/*.py. No Autocast key is registered: dtypes pass
 // through as they came.
-#include <dlfcn.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-#include <algorithm>
-#include <cstdint>
-#include <numeric>
-#include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <tuple>
-#include <vector>
-
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include "kernels.h"
+#include "binding.h"
 
 namespace {
 
+using namespace simfast::binding;
 using simfast::Dtype;
-using simfast::LabelMap;
 using simfast::Layout;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <typename... Parts>
-void check(bool holds, const Parts&... parts) {
-    if (holds) return;
-    std::ostringstream message;
-    (message << ... << parts);
-    throw std::runtime_error(message.str());
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Tensors to arguments
-// ---------------------------------------------------------------------------------------------------------------------
-
-Dtype map_dtype(const char* what, const Tensor& map) {
-    switch (map.scalar_type()) {
-        case ScalarType::Byte: return Dtype::u8;
-        case ScalarType::Short: return Dtype::i16;
-        case ScalarType::Int: return Dtype::i32;
-        case ScalarType::Long: return Dtype::i64;
-        default: check(false, what, " must be uint8, int16, int32 or int64"); return Dtype::u8;
-    }
-}
-
-Dtype feature_dtype(const char* what, ScalarType type, bool cuda) {
-    switch (type) {
-        case ScalarType::Float: return Dtype::f32;
-        case ScalarType::Half: return Dtype::f16;
-        case ScalarType::BFloat16: return Dtype::bf16;
-        default:
-            check(type == ScalarType::Double && !cuda, what,
-                  " must be float32, float16 or bfloat16, or float64 on the CPU");
-            return Dtype::f64;
-    }
-}
-
-LabelMap label_map(const char* what, const Tensor& map) {
-    check(map.dim() == 3 && map.numel() > 0, what, " must be a non-empty integer [B, H, W]");
-    check(map.size(1) * map.size(2) <= INT32_MAX, what, " must have less than 2^31 pixels an image");
-    return {map.const_data_ptr(), map_dtype(what, map), map.stride(0), map.stride(1), map.stride(2)};
-}
-
-// Whether pixels lie at one stride: rows follow one another (a stride along a size of 1 means nothing).
-bool rows_follow(const Tensor& x) { return x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.size(3) * x.stride(3); }
-
-int64_t pixel_stride(const Tensor& x) { return x.size(3) > 1 ? x.stride(3) : x.size(2) > 1 ? x.stride(2) : 1; }
-
-void check_same_device(const char* what, const Tensor& a, const Tensor& b) {
-    check(a.get_device_index() == b.get_device_index() && a.is_cuda() == b.is_cuda(), what);
-}
-
-// Fresh memory comes page by page, which costs more than writing it: large arrays ask for large pages, as NumPy's do.
-const Tensor& with_large_pages(const Tensor& x) {
-#ifdef __linux__
-    constexpr uintptr_t kPage = uintptr_t{2} << 20;
-    const auto begin = reinterpret_cast<uintptr_t>(x.const_data_ptr());
-    const uintptr_t end = begin + static_cast<uintptr_t>(x.numel()) * x.element_size();
-    const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
-    if (x.is_cpu() && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-    return x;
-}
-
-Tensor uninitialised(const Tensor& like, std::vector<int64_t> size, ScalarType type) {
-    return with_large_pages(torch::stable::new_empty(like, size, type));
-}
-
-Tensor workspace(const Tensor& like, int64_t bytes) { return uninitialised(like, {bytes}, ScalarType::Byte); }
-
-// ---------------------------------------------------------------------------------------------------------------------
-// CPU: passes over ranges in torch's pool
-// ---------------------------------------------------------------------------------------------------------------------
-
-template <typename Args>
-void run_pass(void (*pass)(const Args&, int64_t, int64_t), const Args& args, int64_t items, int64_t grain = 1) {
-    torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { pass(args, begin, end); });
-}
-
-// Strips per image, such that all strips divide evenly among the threads and none is too small to be worth waking one.
-int32_t choose_strips(int64_t B, int64_t H, int64_t W) {
-    constexpr int64_t kLeastPixels = 16384;
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t even = threads / std::gcd(B, threads);
-    return static_cast<int32_t>(std::max<int64_t>(1, std::min({even, H, H * W / kLeastPixels})));
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// CUDA: the current stream of a device
-// ---------------------------------------------------------------------------------------------------------------------
-
-#ifdef SIMFAST_WITH_CUDA
-
-template <typename Function>
-Function loaded(const char* library, const char* name) {
-    void* handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
-    return handle ? reinterpret_cast<Function>(dlsym(handle, name)) : nullptr;
-}
-
-// torch 2.13 has a stable call for it; before, the symbol lives in libtorch_cuda, which a CPU torch does not have and
-// this library therefore does not link.
-void* current_stream(int32_t device) {
-    using Native = AOTITorchError (*)(StreamHandle, void**);
-    using Current = AOTITorchError (*)(int32_t, void**);
-    static const Native native = loaded<Native>("libtorch_cpu.so", "torch_stream_native_handle");
-    static const Current current =
-        native ? nullptr : loaded<Current>("libtorch_cuda.so", "aoti_torch_get_current_cuda_stream");
-    void* stream = nullptr;
-    if (native) {
-        StreamHandle handle = nullptr;
-        check(aoti_torch_get_current_stream(device, &handle) == AOTI_TORCH_SUCCESS, "no current stream");
-        const AOTITorchError error = native(handle, &stream);
-        aoti_torch_delete_stream(handle);
-        check(error == AOTI_TORCH_SUCCESS, "the current stream has no native handle");
-    } else {
-        check(current && current(device, &stream) == AOTI_TORCH_SUCCESS, "this torch offers no CUDA stream");
-    }
-    return stream;
-}
-
-template <typename Args>
-void launch(const char* op, const char* (*run)(const Args&, void*), const Args& args, const Tensor& on) {
-    const char* error = run(args, current_stream(on.get_device_index()));
-    check(!error, op, ": ", error ? error : "");
-}
-
-#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // connected_components
@@ -313,9 +168,6 @@ struct SegmentMean {
     }
 };
 
-// Channels or rows that a thread takes at least: 32768 values.
-int64_t grain(int64_t values_each) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, values_each)); }
-
 std::tuple<Tensor, Tensor> segment_mean_cpu(Tensor features, Tensor segments, int64_t num_segments) {
     SegmentMean op(features, segments, num_segments, false);
     auto& args = op.args;
@@ -412,14 +264,6 @@ Tensor segment_mean_backward_cuda(Tensor grad, Tensor counts, Tensor segments, S
 // ---------------------------------------------------------------------------------------------------------------------
 // nearest_l1: the CPU half
 // ---------------------------------------------------------------------------------------------------------------------
-
-Tensor integers(const char* what, const Tensor& x, int64_t length) {
-    check(x.dim() == 1 && x.size(0) == length && x.scalar_type() == ScalarType::Long, what, " must be int64 [", length,
-          "]");
-    return torch::stable::contiguous(x);
-}
-
-const int64_t* data(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
 
 std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes, Tensor bank,
                                                   std::optional<Tensor> starts, Tensor filled, int64_t max_rows) {

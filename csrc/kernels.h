@@ -12,7 +12,8 @@
 // Duties.
 //   Caller: checks sizes and dtypes, allocates outputs and workspace on the right device, makes that device current.
 //   Kernel: writes every element of every output (outputs arrive uninitialised), tolerates any content in the
-//           workspace, leaves nothing in it that a later call needs. Inputs are never written; no two arrays overlap.
+//           workspace, leaves nothing in it that a later call needs. Inputs are never written, except where the
+//           contract says in/out; no two arrays overlap.
 //   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, aligned to 64 bytes (CPU) or 256 (CUDA); the function
 //           looks at sizes, dtypes and layout alone, never at a pointer. 0 bytes means the pointer may be null.
 //
@@ -179,5 +180,86 @@ int64_t nearest_workspace_cpu(const NearestArgs& args);
 void nearest_group_cpu(const NearestArgs& args, int64_t begin, int64_t end);    // items: 1
 void nearest_compare_cpu(const NearestArgs& args, int64_t begin, int64_t end);  // items: kNearestShares
 void nearest_pick_cpu(const NearestArgs& args, int64_t begin, int64_t end);     // items: N; writes the outputs
+
+// ---------------------------------------------------------------------------------------------------------------------
+// ring_write: appends vectors to rings, in the order given.
+//
+// Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1 of the storage. Its vector number i, counted from 0 over
+// all calls, goes to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay.
+// written[k] grows by all of them. A class outside [0, K), -1 above all, is not stored, nor is one whose ring would leave the storage. Values
+// are rounded to nearest, ties to even. No other row of the storage is touched.
+// ---------------------------------------------------------------------------------------------------------------------
+struct RingWriteArgs {
+    const float* vectors;         // in     [N, D], rows vectors_stride apart, contiguous in D; null if doubles come
+    const double* doubles;        // in     the same in f64, on the CPU only; else null
+    int64_t vectors_stride;       //        in elements
+    const int64_t* classes;       // in     [N] contiguous
+    const int64_t* starts;        // in     [K]
+    const int64_t* sizes;         // in     [K]
+    int64_t N, K, D, T;           //
+    void* storage;                // in/out [T, D] contiguous: f16, bf16, f32; f64 on the CPU only
+    Dtype storage_dtype;          //
+    int64_t* written;             // in/out [K] vectors that each ring has been given
+};
+
+void ring_write_cpu(const RingWriteArgs& args, int64_t begin, int64_t end);  // items: K
+const char* ring_write_cuda(const RingWriteArgs& args, void* stream);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// select_rings: the ring of each slot that holds a region, -1 where it holds none or is turned away.
+//
+// With logits, slot s < G of image b counts only where the arg-max of logits[b * G + s], the first of the largest (NaN
+// is larger than any number), is slot_classes[s].
+// ---------------------------------------------------------------------------------------------------------------------
+struct SelectRingsArgs {
+    const int32_t* areas;         // in   [B, S] contiguous
+    const int64_t* slot_rings;    // in   [S]
+    const int64_t* slot_classes;  // in   [S]; read where there are logits
+    const void* logits;           // in   [B * G, L]: f16, bf16, f32; f64 on the CPU only; null: G = 0
+    Dtype logits_dtype;           //
+    int64_t stride_n, stride_l;   //      of logits, in elements
+    int64_t B, S, G, L;           //      G in 0..S
+    int64_t* rings;               // out  [B, S]
+};
+
+void select_rings_cpu(const SelectRingsArgs& args, int64_t begin, int64_t end);  // items: B * S
+const char* select_rings_cuda(const SelectRingsArgs& args, void* stream);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// matching_losses: Eq. 6 and Eq. 8 of distances by slot, S = num_stuff + num_things * max_instances as in find_regions.
+//
+// A slot's term is distances / divisor, 0 where rows is negative. The stuff loss is the sum of the stuff slots' terms;
+// the instance loss that of each thing class's terms over its number of slots with rings >= 0 (at least 1). Each sum is
+// taken in the order of the slots, then of the classes, then of the images.
+// ---------------------------------------------------------------------------------------------------------------------
+struct MatchingLossesArgs {
+    const void* distances;     // in   [B, S] contiguous: f32; f64 on the CPU only
+    Dtype dtype;               //      of distances, losses and gradients
+    const int64_t* rows;       // in   [B, S] contiguous
+    const int64_t* rings;      // in   [B, S] contiguous
+    int64_t B;                 //
+    int64_t num_stuff;         //      >= 0
+    int64_t num_things;        //      >= 0
+    int64_t max_instances;     //      >= 1
+    int64_t divisor;           //
+    void* stuff;               // out  scalar
+    void* instances;           // out  scalar
+};
+
+void matching_losses_cpu(const MatchingLossesArgs& args, int64_t begin, int64_t end);  // items: 1
+const char* matching_losses_cuda(const MatchingLossesArgs& args, void* stream);
+
+struct MatchingLossesBackwardArgs {
+    const void* grad_stuff;      // in   scalar
+    const void* grad_instances;  // in   scalar
+    Dtype dtype;                 //      of all gradients: f32; f64 on the CPU only
+    const int64_t* rows;         // in   [B, S], as forward read them
+    const int64_t* rings;        // in   [B, S], as forward read them
+    int64_t B, num_stuff, num_things, max_instances, divisor;
+    void* grad_distances;        // out  [B, S] contiguous
+};
+
+void matching_losses_backward_cpu(const MatchingLossesBackwardArgs& args, int64_t begin, int64_t end);  // items: B
+const char* matching_losses_backward_cuda(const MatchingLossesBackwardArgs& args, void* stream);
 
 }  // namespace simfast

@@ -54,7 +54,7 @@ class Captured:
             with self.unchanged():
                 self.replay = record(self._run, WARM_UP_CALLS)
         except Exception as error:
-            raise CannotCapture(f"the step does not fit into a CUDA graph: {error}") from error
+            raise CannotCapture(f"the step does not fit into a CUDA graph: {_story(error)}") from error
 
     def _run(self) -> None:
         results = self.function(*self.inputs)
@@ -73,11 +73,20 @@ def record(run: Callable[[], None], warm_up_calls: int) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     gc.collect()
     graph = torch.cuda.CUDAGraph()
+    # The outer context: where a capture ends in an error, torch leaves its stream the current one.
     # thread_local: a loader's thread may pin memory meanwhile, which the default mode takes for an error.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         run()
     torch.cuda.empty_cache()  # what the warm-up held: the graph has a pool of its own
     return graph.replay
+
+
+def _story(error: BaseException) -> str:
+    """What went wrong first, and what it led to: an invalid capture ends in an error that does not say why."""
+    first = error
+    while (before := first.__cause__ or (None if first.__suppress_context__ else first.__context__)) is not None:
+        first = before
+    return str(error) if first is error else f"{first} (then: {error})"
 
 
 def _shapes(inputs: Inputs) -> list[str]:

@@ -151,7 +151,7 @@ class Evaluate:
         class_ids = held_out.class_ids if config.score_classes == "auto" else CLASS_SETS[config.score_classes]
         scores, _ = evaluate(
             restored.model,
-            evaluation_loader(held_out, 1, config.workers),
+            evaluation_loader(held_out, 1, config.workers, pick_device(config)),
             class_ids,
             restored.convention,
             pick_device(config),

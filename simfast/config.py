@@ -143,7 +143,8 @@ class Config:
     on a GPU where it can be captured, else eager."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic inside the networks; weights, losses and matching stay fp32. auto: bf16 on a GPU that has it, else
-    fp32. fp16 scales the losses."""
+    fp32. fp16 scales the losses. fp32 on a GPU is what torch takes for it: convolutions by cuDNN multiply in TF32 (11
+    bits of mantissa) and add in fp32, unless torch.backends.cudnn.allow_tf32 is switched off."""
     batch_size: int = 1
     """Images of each domain in a step; with torchrun, of each of its processes."""
     steps: int = 200_000

@@ -10,7 +10,11 @@ ADVERSARIAL_KINDS = ("bce", "ls-gan")
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [B, K, h, w] bilinearly resized to size (H, W) with aligned corners, as Eq. 1 and Eq. 2 see them."""
-    return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+    # Under deterministic algorithms F.interpolate takes, on a GPU, some forty small operators in place of the one whose
+    # backward pass is not deterministic, whether there will be one or not.
+    return torch.ops.aten.upsample_bilinear2d(logits, size, True)
 
 
 def adversarial_loss(judgement: Tensor, domain: str, kind: str = "bce") -> Tensor:

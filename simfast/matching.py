@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,15 @@ from simfast.ops.nearest import nearest_l1_ragged
 
 Classify = Callable[[Tensor], Tensor]
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Regions(NamedTuple):
+    """The regions of a batch of label maps that are matched, S slots for each image."""
+
+    segments: Tensor
+    """int32 [B, h, w], the slot of each pixel, -1 = none."""
+    areas: Tensor
+    """int32 [B, S], pixels in each slot, 0 = none."""
 
 
 class StuffInstanceMatching(nn.Module):
@@ -79,7 +88,7 @@ class StuffInstanceMatching(nn.Module):
         self.ops = _resolve(ops)
         # The rings of the stuff classes, then those of the things: one bank, hence one write and one search a domain.
         rows = [stuff_rows] * len(self.stuff) + [stuff_rows * max_instances] * len(self.things)
-        self.bank = RingBank(rows, num_features, bank_dtype)
+        self.bank = RingBank(rows, num_features, bank_dtype, fused=self.ops == "fused")
         # Per slot of find_regions: its ring, and its class id.
         slots = [1] * len(self.stuff) + [max_instances] * len(self.things)
         ring = [k for k, count in enumerate(slots) for _ in range(count)]
@@ -88,23 +97,23 @@ class StuffInstanceMatching(nn.Module):
         self.register_buffer("slot_class", torch.tensor(class_id, dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
-    def remember(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> None:
+    def remember(self, features: Tensor, labels: Tensor | Regions, classify: Classify | None = None) -> None:
         """Store the region features of source images (Eq. 5, Eq. 7, Algorithm 1), image by image.
 
         Args:
             features: [B, C, h, w], the source feature map.
-            labels: integer [B, h, w], L_C of Eq. 4; see `correct_labels`.
+            labels: integer [B, h, w], L_C of Eq. 4; see `correct_labels`. Or the regions that `find` found in it.
             classify: the head on pooled vectors, [N, C] -> logits [N, classes]; needed with gate="released".
         """
-        means, present, _ = self.pool(features, labels)
-        if self.gate == "released":
-            present = present & self.accepted(means, classify, self.slot_class)
-        rings = torch.where(present, self.slot_ring, -1)
+        means, regions = self._pool(features, labels)
+        rings = self._rings(means, regions.areas, len(self.slot_ring), classify)
         if self.gather is not None:
             means, rings = self.gather(means, rings)
         self.bank.write(means.flatten(0, 1), rings.flatten())
 
-    def forward(self, features: Tensor, labels: Tensor, classify: Classify | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, labels: Tensor | Regions, classify: Classify | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The stuff loss (Eq. 6) and the instance loss (Eq. 8) of target images.
 
         Each distance is the L1 norm divided by C. Both losses are sums over classes and means over images; a class that
@@ -112,27 +121,28 @@ class StuffInstanceMatching(nn.Module):
 
         Args:
             features: [B, C, h, w], the target feature map.
-            labels: integer [B, h, w], L_P; see `predicted_labels`.
+            labels: integer [B, h, w], L_P; see `predicted_labels`. Or the regions that `find` found in it.
             classify: as for `remember`.
 
         Returns:
             (stuff loss, instance loss), float32 scalars.
         """
-        means, present, _ = self.pool(features, labels)
-        split = len(self.stuff)
-        if self.gate == "released":
-            accepted = self.accepted(means[:, :split], classify, self.slot_class[:split])
-            present = torch.cat([present[:, :split] & accepted, present[:, split:]], 1)
-        rings = torch.where(present, self.slot_ring, -1)
-        images = features.shape[0]
-        distances = self._distances(means, rings) / (self.num_features * images)
-        stuff, instances = distances.split([split, distances.shape[1] - split], 1)
-        by_class = (images, len(self.things), self.max_instances)
-        regions = present[:, split:].reshape(by_class).sum(2).clamp(min=1)
-        return stuff.sum(), (instances.reshape(by_class).sum(2) / regions).sum()
+        means, regions = self._pool(features, labels)
+        rings = self._rings(means, regions.areas, len(self.stuff), classify)
+        distances, rows = self._nearest(means, rings)
+        return self._ops.matching_losses(distances, rows, rings, len(self.stuff), self.max_instances, self.num_features)
+
+    def find(self, labels: Tensor) -> Regions:
+        """The regions that are matched: slots of class `slot_class` and ring `slot_ring`. They depend on the labels
+        alone, so that they can be found beside other work.
+
+        Args:
+            labels: integer [B, h, w], L_C or L_P.
+        """
+        return Regions(*self._ops.find_regions(labels, self.stuff, self.things, self.max_instances))
 
     def pool(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The regions that are matched: a slot of S each, of class `slot_class` and ring `slot_ring`.
+        """What the matching sees of a feature map: a slot of S for each region, see `find`.
 
         Args:
             features: [B, C, h, w].
@@ -142,30 +152,45 @@ class StuffInstanceMatching(nn.Module):
             Mean features float32 [B, S, C]; which slots hold a region, bool [B, S]; the slot of each pixel, int32
             [B, h, w], -1 = none.
         """
-        if features.ndim != 4 or features.shape[1] != self.num_features:
-            raise ValueError(
-                f"StuffInstanceMatching: features must be [B, {self.num_features}, h, w], got {list(features.shape)}"
-            )
-        segments, areas = self._ops.find_regions(labels, self.stuff, self.things, self.max_instances)
-        return self._ops.segment_mean(features, segments, areas.shape[1]), areas > 0, segments
+        means, regions = self._pool(features, labels)
+        return means, regions.areas > 0, regions.segments
 
     def accepted(self, means: Tensor, classify: Classify | None, class_ids: Tensor) -> Tensor:
         """Whether the head assigns each vector [B, s, C] to its slot's class, bool [B, s] (released code)."""
-        if classify is None:
-            raise ValueError('StuffInstanceMatching: classify must be given with gate="released", got None')
-        with torch.no_grad():
-            predicted = classify(means.detach().flatten(0, 1)).argmax(1)
-        return predicted.view(means.shape[:2]) == class_ids
+        return self._logits(means, classify).argmax(1).view(means.shape[:2]) == class_ids
 
     @property
     def _ops(self) -> ModuleType:
         return fused if self.ops == "fused" else reference
 
-    def _distances(self, means: Tensor, rings: Tensor) -> Tensor:
-        """L1 distance of each vector [B, S, C] from the nearest of its ring, 0 where there is none. [B, S]."""
+    def _pool(self, features: Tensor, labels: Tensor | Regions) -> tuple[Tensor, Regions]:
+        """Mean features float32 [B, S, C], and of which regions."""
+        if features.ndim != 4 or features.shape[1] != self.num_features:
+            raise ValueError(
+                f"StuffInstanceMatching: features must be [B, {self.num_features}, h, w], got {list(features.shape)}"
+            )
+        regions = labels if isinstance(labels, Regions) else self.find(labels)
+        return self._ops.segment_mean(features, regions.segments, regions.areas.shape[1]), regions
+
+    def _logits(self, means: Tensor, classify: Classify | None) -> Tensor:
+        """What the head says of vectors [B, s, C]: [B * s, classes]."""
+        if classify is None:
+            raise ValueError('StuffInstanceMatching: classify must be given with gate="released", got None')
+        with torch.no_grad():
+            return classify(means.detach().flatten(0, 1))
+
+    def _rings(self, means: Tensor, areas: Tensor, gated: int, classify: Classify | None) -> Tensor:
+        """The ring of each slot, int64 [B, S], -1 = none; the gate is for the first `gated` slots."""
+        if self.gate == "none" or gated == 0:
+            return self._ops.select_rings(areas, self.slot_ring)
+        logits = self._logits(means[:, :gated], classify)
+        return self._ops.select_rings(areas, self.slot_ring, logits, self.slot_class)
+
+    def _nearest(self, means: Tensor, rings: Tensor) -> tuple[Tensor, Tensor]:
+        """L1 distance of each vector [B, S, C] from the nearest of its ring, and which row that is. [B, S] each."""
         filled = self.bank.filled(only_full=self.fill_rule == "full")
         if self.ops == "fused":
-            distances, rows = nearest_l1_ragged(
+            found = nearest_l1_ragged(
                 means.flatten(0, 1),
                 rings.flatten(),
                 self.bank.storage,
@@ -173,9 +198,8 @@ class StuffInstanceMatching(nn.Module):
                 filled,
                 max(self.bank.num_rows, default=0),
             )
-        else:
-            distances, rows = self._nearest_by_reference(means, rings, filled)
-        return torch.where(rows >= 0, distances, 0).view(rings.shape)
+            return found[0].view(rings.shape), found[1].view(rings.shape)
+        return self._nearest_by_reference(means, rings, filled)
 
     def _nearest_by_reference(self, means: Tensor, rings: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
         """The reference op takes rings of one length: first the stuff, then the things. [B, S] each."""
@@ -201,7 +225,7 @@ def correct_labels(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
         int64 [B, h, w].
     """
     predicted = logits.argmax(1)
-    return torch.where(predicted == shrink_labels(labels, predicted.shape[1:]), predicted, ignore)
+    return predicted.masked_fill(predicted != _shrunk(labels, predicted.shape[1:]), ignore)
 
 
 def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore: int = 255) -> Tensor:
@@ -217,15 +241,20 @@ def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore
     predicted = logits.argmax(1)
     if pseudo_labels is None:
         return predicted
-    pseudo_labels = shrink_labels(pseudo_labels, predicted.shape[1:])
+    pseudo_labels = _shrunk(pseudo_labels, predicted.shape[1:])
     return torch.where(pseudo_labels == ignore, predicted, pseudo_labels)
 
 
 def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [B, H, W] at another size, by nearest neighbour. int64."""
-    if labels.dtype != torch.uint8:  # the one integer dtype that torch resizes
-        labels = labels.float()
-    return F.interpolate(labels[:, None], size, mode="nearest")[:, 0].long()
+    return _shrunk(labels, size).long()
+
+
+def _shrunk(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """`shrink_labels` in uint8 where they come so: what compares with them needs no copy in int64."""
+    if labels.dtype == torch.uint8:  # the one integer dtype that torch resizes
+        return F.interpolate(labels[:, None], size, mode="nearest")[:, 0]
+    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
 
 
 def _resolve(ops: str) -> str:

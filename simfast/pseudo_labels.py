@@ -221,7 +221,7 @@ class _Work:
         """Some items of the data set, one by one, behind a bar that counts all of them."""
         num = len(self.dataset)
         bar = tqdm(
-            evaluation_loader(Subset(self.dataset, places), 1, self.workers),
+            evaluation_loader(Subset(self.dataset, places), 1, self.workers, self.device),
             desc=f"pseudo labels: {what}",
             unit="image",
             initial=num - len(places),

@@ -1,4 +1,4 @@
-"""The four ops in pure PyTorch: the definition of correct for every kernel.
+"""The ops in pure PyTorch: the definition of correct for every kernel.
 
 Same names, signatures, shapes and edge cases as `simfast.ops`; runs on any device, needs torch alone. Not made for
 speed, and free to read values back to the host, which the kernels never do.
@@ -213,6 +213,106 @@ def nearest_l1(queries: Tensor, classes: Tensor, bank: Tensor, filled: Tensor) -
     nearest = bank[classes.long().clamp(min=0), rows.clamp(min=0)] if bank.numel() else torch.zeros_like(queries)
     distances = (queries - nearest).abs().sum(1)
     return torch.where(found, distances, torch.inf), rows
+
+
+def ring_write(
+    storage: Tensor, written: Tensor, vectors: Tensor, classes: Tensor, starts: Tensor, sizes: Tensor
+) -> None:
+    """Append vectors to rings, in the order given: `storage` and `written` are changed in place.
+
+    Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1. Its vector number i, counted from 0 over all calls, goes
+    to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay. No other row is
+    touched.
+
+    Args:
+        storage: floating [T, D], contiguous.
+        written: int64 [K], contiguous: how many vectors each ring has been given, these included afterwards.
+        vectors: floating [N, D]; rounded to the storage's dtype, not differentiable.
+        classes: int64 [N], the ring of each vector; it is not stored where that is -1, or no ring.
+        starts, sizes: int64 [K]; no row belongs to two rings, sizes at least 1.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+
+    Source: Algorithm 1's counter c_k; Eq. 5.
+    """
+    if storage.ndim != 2 or vectors.ndim != 2 or storage.shape[1] != vectors.shape[1]:
+        raise ValueError(f"ring_write: vectors must be [N, D] for a storage [T, D], {_came(vectors)}, {_came(storage)}")
+    with torch.no_grad():
+        is_class = classes[:, None] == torch.arange(len(sizes), device=classes.device)
+        number = written + is_class.cumsum(0)  # as which of its ring each vector comes, from 1 on; [N, K]
+        total = written + is_class.sum(0)
+        # Leaving out what would be overwritten keeps every destination unique.
+        n, k = (is_class & (number > total - sizes)).nonzero(as_tuple=True)
+        rows = starts[k] + (number[n, k] - 1) % sizes[k]
+        storage.index_copy_(0, rows, vectors[n].to(storage.dtype))
+        written.copy_(total)
+
+
+def select_rings(
+    areas: Tensor, slot_rings: Tensor, logits: Tensor | None = None, slot_classes: Tensor | None = None
+) -> Tensor:
+    """The ring of each slot that holds a region; -1 where it holds none, or the head gives it another class.
+
+    Args:
+        areas: int32 [B, S], of `find_regions`.
+        slot_rings: int64 [S].
+        logits: floating [B * G, L], G at most S: what the head says of the first G slots of each image. They count
+            where its arg-max, the first of the largest, is the slot's class. None: all count.
+        slot_classes: int64 [S], with logits.
+
+    Returns:
+        int64 [B, S].
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+
+    Source: "regions with area > 0" of Algorithm 1; the released code's gate.
+    """
+    counts = areas > 0
+    if logits is not None:
+        if slot_classes is None:
+            raise ValueError("select_rings: slot_classes must be given with logits, got None")
+        gated = len(logits) // max(len(areas), 1)
+        accepted = logits.argmax(1).view(len(areas), gated) == slot_classes[:gated]
+        counts = torch.cat([counts[:, :gated] & accepted, counts[:, gated:]], 1)
+    return torch.where(counts, slot_rings, -1)
+
+
+def matching_losses(
+    distances: Tensor, rows: Tensor, rings: Tensor, num_stuff: int, max_instances: int, num_features: int
+) -> tuple[Tensor, Tensor]:
+    """The stuff loss and the instance loss of the distances in `find_regions`' slots. Differentiable in distances.
+
+    Each is the sum over classes and the mean over images of a class's mean distance over its regions, divided by
+    num_features. A region without a row near it has distance 0.
+
+    Args:
+        distances: floating [B, S], of `nearest_l1`.
+        rows: int64 [B, S], of `nearest_l1`: negative where nothing was near.
+        rings: int64 [B, S], of `select_rings`: negative where there is no region.
+        num_stuff: how many of the slots are stuff classes'.
+        max_instances: slots of each thing class.
+        num_features: C.
+
+    Returns:
+        (stuff loss, instance loss), scalars of the distances' dtype.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+
+    Source: Eq. 6 and Eq. 8.
+    """
+    images, num_slots = rows.shape
+    if (num_slots - num_stuff) % max_instances:
+        raise ValueError(
+            f"matching_losses: rows must have {num_stuff} slots and a multiple of {max_instances}, {_came(rows)}"
+        )
+    terms = torch.where(rows >= 0, distances, 0) / (num_features * images)
+    stuff, instances = terms.split([num_stuff, num_slots - num_stuff], 1)
+    by_class = (images, (num_slots - num_stuff) // max_instances, max_instances)
+    regions = (rings[:, num_stuff:] >= 0).reshape(by_class).sum(2).clamp(min=1)
+    return stuff.sum(), (instances.reshape(by_class).sum(2) / regions).sum()
 
 
 def _count(index: Tensor, size: int) -> Tensor:

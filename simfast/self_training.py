@@ -42,8 +42,14 @@ class MeanTeacher:
         change = torch._foreach_sub(new, average)
         torch._foreach_mul_(change, self._share)
         torch._foreach_add_(average, change)
+        # By dtype: a list of several is copied one by one.
+        buffers: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for old, buffer in zip(self.network.buffers(), self.model.buffers(), strict=True):
-            old.copy_(buffer)
+            olds, news = buffers.setdefault(old.dtype, ([], []))
+            olds.append(old)
+            news.append(buffer)
+        for olds, news in buffers.values():
+            torch._foreach_copy_(olds, news)
 
 
 def draw_order(seed: int, step: int, images: int, num_classes: int) -> Tensor:

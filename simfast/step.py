@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from simfast import distributed
+from simfast.aside import Aside
 from simfast.capture import CannotCapture, Captured
 from simfast.config import Config
 from simfast.data.transfer import transfer
@@ -124,6 +125,7 @@ class Trainer:
         self._teach = self.teacher and self.teacher.network
         if self.teacher is not None and "compile" in self.mode:
             self._teach = torch.compile(self.teacher.network, dynamic=False, fullgraph=True)
+        self._aside = Aside(device)
         self._captured = self._new_graph()
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,8 +214,11 @@ class Trainer:
             target: uint8 [B, 3, H, W].
             pseudo_labels: uint8 [B, H, W] in stage 2; None in stage 1.
         """
-        config, losses, regions, maps = self.config, {}, None, None
+        config, losses, labels, maps = self.config, {}, None, None
         features, logits = self._segment(target, "target")
+        if self.matching is not None:
+            labels = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
+            regions = self._aside.run(self.matching.find, labels)
         if config.stage == 2:
             loss, _ = upsampled_segmentation_loss(logits, pseudo_labels)
             losses["seg_target"] = distributed.mean_over_all(loss, pseudo_labels)
@@ -221,9 +226,9 @@ class Trainer:
             maps = upsampled_softmax(logits, target.shape[2:], self._map_dtype)
             losses["adv"] = adversarial_loss(self._judge(maps, last=False), "source", config.adversary)
         if self.matching is not None:
-            regions = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
+            self._aside.join()
             losses["stuff"], losses["instance"] = self.matching(features, regions, self.model.classify)
-        return Terms(losses, features, logits, regions, maps)
+        return Terms(losses, features, logits, labels, maps)
 
     # ------------------------------------------------------------------------------------------------------------------
     # What a step does
@@ -270,9 +275,11 @@ class Trainer:
     def _source_losses(self, source: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """`source_terms` with their gradients, and what is remembered of the images; the maps that D judges."""
         terms = self.source_terms(source, labels)
+        regions = None if self.matching is None else self._aside.run(self.matching.find, terms.labels)
         self._backward(self._weighted(terms.losses))
         if self.matching is not None:
-            self.matching.remember(terms.features.detach(), terms.labels, self.model.classify)
+            self._aside.join()
+            self.matching.remember(terms.features.detach(), regions, self.model.classify)
         return terms.losses, terms.maps
 
     def _mixed_loss(self, source: Tensor, labels: Tensor, target: Tensor, order: Tensor) -> Tensor:
@@ -382,4 +389,9 @@ class Trainer:
                 for x, value in zip(tensors, values, strict=True):
                     x.copy_(value)
             if self.scaler:
+                # Forgets which optimisers it has stepped since its last update, too: a second step would be an error.
+                self.scaler.update(scale["scale"])
                 self.scaler.load_state_dict(scale)
+                for optimizer in self._optimizers():  # what it leaves there where an update ends in an error
+                    for name in ("grad_scale", "found_inf"):
+                        vars(optimizer).pop(name, None)

@@ -131,7 +131,7 @@ def test_the_shares_of_all_ranks_are_the_batches_of_one(batch_size, domains):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_ranks_share_the_evaluation_in_order(ranks, domains):
-    shares = [list(evaluation_loader(domains[0], 2, 0, rank, ranks)) for rank in range(ranks)]
+    shares = [list(evaluation_loader(domains[0], 2, 0, rank=rank, ranks=ranks)) for rank in range(ranks)]
     assert [name for share in shares for _, _, names in share for name in names] == domains[0].names
     assert shares[0][0][2][0] == domains[0].names[0]
 
@@ -156,9 +156,18 @@ def test_batches_reach_a_busy_gpu_whole_and_are_left_alone_there(workers, kind, 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_images_come_pinned(workers, kind, domains, request):
     data = (domains if kind == "files" else request.getfixturevalue("cached"))[0]
-    for images, labels, _ in evaluation_loader(data, 2, workers):
+    for images, labels, _ in evaluation_loader(data, 2, workers, torch.device("cuda")):
         assert images.is_pinned()
         assert all(label.is_pinned() for label in labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_is_pinned_for_a_cpu_on_a_machine_that_has_a_gpu(workers, domains, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    assert len(list(evaluation_loader(domains[0], 2, workers))) == 4
+    assert not pinned
 
 
 def test_on_a_cpu_batches_pass_as_they_are(domains):

@@ -170,7 +170,10 @@ def test_correct_labels_are_the_agreement_of_prediction_and_shrunken_truth():
 def test_pseudo_labels_replace_the_prediction_where_they_exist():
     logits = F.one_hot(torch.tensor([[[0, 1, 2]]]), 3).permute(0, 3, 1, 2).float()
     assert predicted_labels(logits).tolist() == [[[0, 1, 2]]]
-    assert predicted_labels(logits, torch.tensor([[[255, 1, 0]]])).tolist() == [[[0, 1, 0]]]
+    for dtype in (torch.uint8, torch.int64):
+        labels = predicted_labels(logits, torch.tensor([[[255, 1, 0]]], dtype=dtype))
+        assert labels.tolist() == [[[0, 1, 0]]]
+        assert labels.dtype == torch.int64
 
 
 def test_adversarial_loss_is_eq_2_and_eq_3():

@@ -145,6 +145,10 @@ def test_nothing_is_read_back_to_the_host(gate):
         "simfast.find_regions.default": 4,
         "simfast.segment_mean.default": 4,
         "simfast.segment_mean_backward.default": 2,
+        "simfast.select_rings.default": 4,
+        "simfast.ring_write.default": 2,
+        "simfast.matching_losses.default": 2,
+        "simfast.matching_losses_backward.default": 2,
         "simfast.nearest_l1.default": 2,  # one search for stuff and things
         "simfast.nearest_l1_backward.default": 2,
     }

@@ -13,6 +13,7 @@ from simfast.losses import upsample
 from simfast.models import Discriminator, deeplab_v2, normalise
 from simfast.self_training import MeanTeacher, draw_order, label_confidently, mix, pasted_pixels
 from simfast.step import Trainer
+from simfast.testing import Calls
 from simfast.upsampled import upsampled_segmentation_loss
 
 
@@ -64,6 +65,14 @@ def test_the_share_of_sure_pixels_is_an_images_weight():
     assert weight.tolist() == [0.5, 0.5]
 
 
+def test_the_teacher_takes_all_buffers_of_one_dtype_at_once():
+    teacher = MeanTeacher(torch.nn.Sequential(*(torch.nn.BatchNorm1d(1) for _ in range(9))), 0.75)
+    with Calls() as calls:
+        teacher.follow()
+    copies = [name for name in calls.names if "copy" in name]
+    assert copies == ["aten._foreach_copy_.default"] * 2
+
+
 def test_the_teacher_is_the_mean_of_the_first_steps_then_a_running_one():
     model = torch.nn.BatchNorm1d(1)
     teacher, weights = MeanTeacher(model, 0.75), []
@@ -71,11 +80,13 @@ def test_the_teacher_is_the_mean_of_the_first_steps_then_a_running_one():
         with torch.no_grad():
             model.weight.fill_(value)
         model.running_mean.fill_(value)
+        model.num_batches_tracked.fill_(3)
         teacher.set_step(step)
         teacher.follow()
         weights.append(float(teacher.network.weight))
     assert weights == pytest.approx([4, 6, 4, 3, 0.75 * 3 + 0.25 * 16])
     assert float(teacher.network.running_mean) == 16
+    assert int(teacher.network.num_batches_tracked) == 3
     assert not any(p.requires_grad for p in teacher.network.parameters())
     assert not teacher.network.training
 

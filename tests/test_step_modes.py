@@ -99,6 +99,12 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def float32_means_float32(monkeypatch):
+    """cuDNN's convolutions of float32 are TF32's unless told otherwise: 11 bits of mantissa."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("self_training", ["none", "online"])
 @pytest.mark.parametrize(("device", "mode", "precision"), KINDS)
 def test_the_same_seed_gives_the_same_bits_and_a_resumed_run_too(device, mode, precision, self_training):
@@ -250,6 +256,30 @@ def test_what_cannot_be_captured_is_eager_with_auto_and_an_error_otherwise(graph
     assert [record.message for record in caplog.records] == [
         "the step does not fit into a CUDA graph: no such luck; from here on every step is eager"
     ]
+
+
+def test_a_capture_that_fails_between_two_optimisers_does_not_harm_the_steps_after_it(graphs_on_a_cpu):
+    auto = make_trainer(mode="auto", precision="fp16")
+
+    def fail_once(*args, **kwargs):
+        del auto.optimizer_d.step
+        raise RuntimeError("no such luck")
+
+    auto.optimizer_d.step = fail_once  # the scaler has stepped the other optimiser by then
+    assert_same_bits(run(auto, 3), run(make_trainer(precision="fp16"), 3))
+    assert auto.mode == "eager"
+
+
+def test_the_first_error_of_a_failed_capture_is_told(graphs_on_a_cpu, monkeypatch):
+    def fail(run, warm_up_calls):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("capture invalidated")  # as torch.cuda.graph does where it leaves
+
+    monkeypatch.setattr(capture, "record", fail)
+    with pytest.raises(CannotCapture, match=r"graph: operation not permitted .* \(then: capture invalidated\)$"):
+        make_trainer(mode="graph").step(0, *next(batches(1)))
 
 
 def test_a_batch_of_another_shape_is_eager_with_auto_and_an_error_otherwise(graphs_on_a_cpu, caplog):

@@ -99,26 +99,27 @@ class DomainLoader:
 class EvaluationLoader:
     """Batches in order: (images uint8 [B, 3, H, W], labels, a list of uint8 [H', W'] at their own sizes, names)."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, workers: int, items: range):
+    def __init__(self, dataset: Dataset, batch_size: int, workers: int, items: range, device: torch.device = CPU):
         self._groups = _Groups(dataset, batch_size, items)
-        self._workers = workers
+        self._workers, self._device = workers, device
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor], list[str]]]:
-        return _read(self._groups, range(len(self)), self._workers, torch.cuda.is_available())
+        return _read(self._groups, range(len(self)), self._workers, self._device.type == "cuda")
 
 
 def evaluation_loader(
-    dataset: Dataset, batch_size: int, workers: int, rank: int = 0, ranks: int = 1
+    dataset: Dataset, batch_size: int, workers: int, device: torch.device = CPU, rank: int = 0, ranks: int = 1
 ) -> EvaluationLoader:
     """A data set in order, each image once; the last batch may be smaller. Arguments and errors as `DomainLoader`'s.
 
-    Of several ranks, each gets a share of images that follow one another; the first image is rank 0's.
+    Batches stay on the host, in pinned memory where `device`, to which they are to be copied, is a GPU. Of several
+    ranks, each gets a share of images that follow one another; the first image is rank 0's.
     """
     first, last = (len(dataset) * r // ranks for r in (rank, rank + 1))
-    return EvaluationLoader(dataset, batch_size, workers, range(first, last))
+    return EvaluationLoader(dataset, batch_size, workers, range(first, last), device)
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -61,10 +61,13 @@ def fourier_transfer(source: Tensor, target: Tensor, beta: float = 0.01) -> Tens
     if style.shape[2:] != source.shape[2:]:
         style = F.interpolate(style, (height, width), mode="bilinear", antialias=True)
     # The half spectrum is enough: the window is symmetric, so the result has no imaginary part.
-    spectrum, amplitude = torch.fft.rfft2(source.float()), torch.fft.rfft2(style).abs()
+    # Amplitudes and phases by real arithmetic: the complex functions are compiled in the first call on a GPU.
+    spectrum = torch.fft.rfft2(source.float())
+    amplitude = torch.hypot(*torch.view_as_real(torch.fft.rfft2(style)).unbind(-1))
     b = math.floor(min(height, width) * beta)
     for rows in (slice(0, b + 1), slice(height - b, height)):  # frequencies 0..b, and -b..-1
-        phase = spectrum[..., rows, : b + 1].angle()
+        window = torch.view_as_real(spectrum[..., rows, : b + 1])
+        phase = torch.atan2(window[..., 1], window[..., 0])
         spectrum[..., rows, : b + 1] = torch.polar(amplitude[..., rows, : b + 1], phase)
     return _to_uint8(torch.fft.irfft2(spectrum, (height, width)))
 

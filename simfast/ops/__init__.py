@@ -7,8 +7,20 @@ autocast, read nothing back to the host, and give the same bits from run to run.
 
 from simfast.ops.components import connected_components
 from simfast.ops.library import available
+from simfast.ops.matching_losses import matching_losses
 from simfast.ops.nearest import nearest_l1
 from simfast.ops.regions import find_regions
+from simfast.ops.ring_write import ring_write
 from simfast.ops.segment_mean import segment_mean
+from simfast.ops.select_rings import select_rings
 
-__all__ = ["available", "connected_components", "find_regions", "nearest_l1", "segment_mean"]
+__all__ = [
+    "available",
+    "connected_components",
+    "find_regions",
+    "matching_losses",
+    "nearest_l1",
+    "ring_write",
+    "segment_mean",
+    "select_rings",
+]

@@ -127,10 +127,13 @@ def _save_for_backward(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]
     _, rows, signs = output
     ctx.save_for_backward(rows, signs)
     ctx.mark_non_differentiable(rows, signs)
+    ctx.set_materialize_grads(False)  # else zeros are made as gradients of rows and signs
     ctx.dtype = inputs[0].dtype
 
 
-def _backward(ctx, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 6
     rows, signs = ctx.saved_tensors
     return torch.ops.simfast.nearest_l1_backward.default(grad, rows, signs, ctx.dtype), None, None, None, None, None
 

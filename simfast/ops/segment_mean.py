@@ -66,12 +66,15 @@ def _save_for_backward(ctx, inputs: tuple[Tensor, Tensor, int], output: tuple[Te
     _, counts = output
     ctx.save_for_backward(segments, counts)
     ctx.mark_non_differentiable(counts)
+    ctx.set_materialize_grads(False)  # else zeros are made as a gradient of the counts
     ctx.dtype = features.dtype
     # The gradient takes the features' layout, so that what comes before needs no copy.
     ctx.channels_last = not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
 
 
-def _backward(ctx, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+def _backward(ctx, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None
     segments, counts = ctx.saved_tensors
     grad = torch.ops.simfast.segment_mean_backward.default(grad, counts, segments, ctx.dtype, ctx.channels_last)
     return grad, None, None

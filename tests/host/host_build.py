@@ -14,7 +14,16 @@ import pybind11
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-SOURCES = ("components", "regions", "regions_small", "segment_mean", "segment_mean_backward")
+SOURCES = (
+    "components",
+    "matching_losses",
+    "regions",
+    "regions_small",
+    "ring_write",
+    "segment_mean",
+    "segment_mean_backward",
+    "select_rings",
+)
 FLAGS = ("-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wno-unknown-pragmas")
 # What a GPU would trap or silently get wrong and x86 forgives, a misaligned vector access above all, ends the process.
 SANITIZE = ("-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fno-sanitize-recover")

@@ -26,6 +26,7 @@ struct alignas(16) uint4 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -66,6 +67,10 @@ T __ldg(const T* p) {
 template <typename T>
 T __ldcs(const T* p) {
     return *p;
+}
+template <typename T>
+void __stcg(T* p, T v) {
+    *p = v;
 }
 // Giving way after the load: what it read may be stale by the time it is used.
 template <typename T>

@@ -162,6 +162,58 @@ py::array segment_mean_backward(const py::array_t<float>& grad_means, const py::
     return a.features_dtype == Dtype::f32 ? backward<float>(a, skip) : backward<uint16_t>(a, skip);
 }
 
+// Both arrays are changed in place. storage comes as its bits, with its dtype's name.
+void ring_write(py::array& storage, const std::string& dtype, py::array_t<int64_t>& written,
+                const py::array_t<float>& vectors, const py::array_t<int64_t>& classes,
+                const py::array_t<int64_t>& starts, const py::array_t<int64_t>& sizes) {
+    RingWriteArgs a{};
+    a.vectors = vectors.data(), a.vectors_stride = vectors.strides(0) / 4;
+    a.classes = classes.data(), a.starts = starts.data(), a.sizes = sizes.data();
+    a.N = vectors.shape(0), a.K = sizes.size(), a.D = vectors.shape(1), a.T = storage.shape(0);
+    a.storage = storage.mutable_data(), a.storage_dtype = feature_dtype(dtype);
+    a.written = written.mutable_data();
+    raise_if(ring_write_cuda(a, nullptr));
+}
+
+// logits: [B * G, L] as their bits, or an empty array: no gate.
+py::array select_rings(const py::array_t<int32_t>& areas, const py::array_t<int64_t>& slot_rings,
+                       const py::array& logits, const std::string& dtype, const py::array_t<int64_t>& slot_classes) {
+    SelectRingsArgs a{};
+    a.areas = areas.data(), a.slot_rings = slot_rings.data(), a.slot_classes = slot_classes.data();
+    a.B = areas.shape(0), a.S = areas.shape(1);
+    if (logits.size() > 0) {
+        a.logits = logits.data(), a.logits_dtype = feature_dtype(dtype);
+        a.stride_n = logits.strides(0) / logits.itemsize(), a.stride_l = logits.strides(1) / logits.itemsize();
+        a.G = logits.shape(0) / a.B, a.L = logits.shape(1);
+    }
+    Output<int64_t> rings({a.B, a.S});
+    a.rings = rings.data();
+    raise_if(select_rings_cuda(a, nullptr));
+    return rings.array();
+}
+
+py::tuple matching_losses(const py::array_t<float>& distances, const py::array_t<int64_t>& rows,
+                          const py::array_t<int64_t>& rings, int64_t num_stuff, int64_t max_instances,
+                          int64_t divisor) {
+    const int64_t B = rows.shape(0), things = (rows.shape(1) - num_stuff) / max_instances;
+    Output<float> stuff({1}), instances({1});
+    MatchingLossesArgs a{distances.data(), Dtype::f32, rows.data(), rings.data(), B, num_stuff, things,
+                         max_instances, divisor, stuff.data(), instances.data()};
+    raise_if(matching_losses_cuda(a, nullptr));
+    return py::make_tuple(stuff.array(), instances.array());
+}
+
+py::array matching_losses_backward(float grad_stuff, float grad_instances, const py::array_t<int64_t>& rows,
+                                   const py::array_t<int64_t>& rings, int64_t num_stuff, int64_t max_instances,
+                                   int64_t divisor) {
+    const int64_t B = rows.shape(0), things = (rows.shape(1) - num_stuff) / max_instances;
+    Output<float> grad({B, rows.shape(1)});
+    MatchingLossesBackwardArgs a{&grad_stuff, &grad_instances, Dtype::f32, rows.data(), rings.data(), B, num_stuff,
+                                 things, max_instances, divisor, grad.data()};
+    raise_if(matching_losses_backward_cuda(a, nullptr));
+    return grad.array();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(simfast_host, m) {
@@ -169,6 +221,10 @@ PYBIND11_MODULE(simfast_host, m) {
     m.def("regions", &regions);
     m.def("segment_mean", &segment_mean);
     m.def("segment_mean_backward", &segment_mean_backward);
+    m.def("ring_write", &ring_write);
+    m.def("select_rings", &select_rings);
+    m.def("matching_losses", &matching_losses);
+    m.def("matching_losses_backward", &matching_losses_backward);
     m.def(
         "configure",
         [](unsigned seed, int resident_blocks, int max_shared_bytes) {

@@ -12,6 +12,7 @@ import torch
 from conftest import bits
 from skimage.measure import label as sk_label
 from test_cuda_components import TILE_MAPS
+from test_cuda_matching import make_write, written_by
 from test_cuda_segment_mean import make
 
 from simfast import reference
@@ -62,6 +63,26 @@ def backward(library) -> bool:
     reference.segment_mean(features, segments, 8).backward(grad_means)
     got = library.segment_mean_backward(grad_means.numpy(), counts.numpy(), segments.numpy(), "float32", False, 0)
     return np.allclose(got.reshape(1, 40, 21, 33), features.grad.numpy(), atol=1e-5)
+
+
+def rings(library) -> bool:
+    for name in ("training", "more vectors than rows", "three tiles"):
+        arguments = make_write(name)
+        storage, written = written_by(library, *arguments)
+        reference.ring_write(*arguments)
+        if not (torch.equal(storage, arguments[0]) and torch.equal(written, arguments[1])):
+            return False
+    areas, slots, logits = torch.ones(2, 5, dtype=torch.int32), torch.arange(5), torch.zeros(10, 40)
+    got = library.select_rings(areas.numpy(), slots.numpy(), logits.numpy(), "float32", (slots * 0).numpy())
+    return np.array_equal(got, reference.select_rings(areas, slots, logits, slots * 0))
+
+
+def losses(library) -> bool:
+    shape = (70, 6)  # more images than warps
+    rows, distances = torch.zeros(shape, dtype=torch.int64), torch.arange(420.0).view(shape)
+    expected = reference.matching_losses(distances, rows, rows, 2, 2, 8)
+    got = library.matching_losses(distances.numpy(), rows.numpy(), rows.numpy(), 2, 2, 8 * 70)
+    return np.allclose([float(x[0]) for x in got], [float(x) for x in expected], rtol=1e-5)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,14 @@ for height, width in ((1, 1), (13, 37), (67, 131)):
             rings = torch.where(areas > 0, areas % 2, -1).flatten()
             filled = torch.tensor([3, 4], device=device)
             distances, rows = nearest_l1_ragged(means.flatten(0, 1), rings, bank, starts, filled, 4)
-            torch.where(rows >= 0, distances, 0).sum().backward()
+            torch.where(rows >= 0, distances, 0).sum().backward(retain_graph=True)
             assert features.grad.isfinite().all()
+            slots = torch.arange(areas.shape[1], device=device)
+            for logits in (None, torch.randn(areas.numel(), 19, device=device)):
+                rings = ops.select_rings(areas, slots % 2, logits, slots % 19)
+            by_slot = (x.view(areas.shape) for x in (distances, rows))
+            sum(ops.matching_losses(*by_slot, rings, len(STUFF), 3, 24)).backward()
+            sizes, written = torch.tensor([3, 4], device=device), torch.zeros(2, dtype=torch.int64, device=device)
+            for storage in (bank, bank.bfloat16()):
+                ops.ring_write(storage, written, means.flatten(0, 1), rings.flatten(), starts, sizes)
 print(f"every op ran on {device}")

@@ -1,6 +1,7 @@
 // Runs every CPU kernel under a sanitizer (see tests/test_build.py): arrays of exactly the promised size, workspaces
 // full of junk, ranges in two threads. Results must not depend on how the work is cut; components are checked by flood
 // fill.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -171,6 +172,59 @@ void check_means(const LabelMap& segments, const Shape& s, Dtype dtype, Layout l
     require(again == grad, "gradient depends on what was there before");
 }
 
+void check_rings(int64_t N, int64_t D, Dtype dtype, int64_t bytes) {
+    const int64_t K = 3, T = 9;
+    std::vector<int64_t> classes(N), starts{1, 4, 8}, sizes{3, 4, 1};
+    for (int64_t n = 0; n < N; ++n) classes[n] = n * 7 % 5 - 1;  // -1 and 3 are no rings
+    Array<float> vectors(N * D);
+    for (int64_t i = 0; i < vectors.size; ++i) vectors.get()[i] = static_cast<float>(i);
+    std::vector<Array<char>> results;
+    for (const bool whole : {true, false}) {
+        Array<char> storage(T * D * bytes);
+        Array<int64_t> written(K);
+        std::fill_n(written.get(), K, int64_t{2});
+        RingWriteArgs a{vectors.get(), nullptr, D, classes.data(), starts.data(), sizes.data(), N, K, D, T,
+                        storage.get(), dtype,   written.get()};
+        if (whole) {
+            ring_write_cpu(a, 0, K);
+        } else {
+            in_two_threads(K, [&](int64_t b, int64_t e) { ring_write_cpu(a, b, e); });
+        }
+        int64_t stored = 0;
+        for (const int64_t k : classes) stored += k >= 0 && k < K;
+        require(written.get()[0] + written.get()[1] + written.get()[2] == 6 + stored, "not all vectors were counted");
+        results.push_back(std::move(storage));
+    }
+    require(results[0] == results[1], "rings depend on the order of their writing");
+}
+
+void check_slots(int64_t B, int64_t G) {
+    const int64_t num_stuff = 2, num_things = 3, max_instances = 2, S = num_stuff + num_things * max_instances, L = 3;
+    Array<int32_t> areas(B * S);
+    Array<float> logits(B * G * L), distances(B * S), stuff(1), instances(1), grad(B * S);
+    Array<int64_t> slot_rings(S), slot_classes(S), rings(B * S), rows(B * S);
+    for (int64_t i = 0; i < B * S; ++i) {
+        areas.get()[i] = static_cast<int32_t>(i % 3);
+        distances.get()[i] = static_cast<float>(i);
+        rows.get()[i] = i % 4 - 1;
+    }
+    for (int64_t i = 0; i < logits.size; ++i) logits.get()[i] = static_cast<float>(i * 5 % 7);
+    for (int64_t s = 0; s < S; ++s) slot_rings.get()[s] = s, slot_classes.get()[s] = s % L;
+    SelectRingsArgs a{areas.get(), slot_rings.get(), slot_classes.get(), G ? logits.get() : nullptr, Dtype::f32, L, 1,
+                      B,           S,                G,                  L,                          rings.get()};
+    in_two_threads(B * S, [&](int64_t b, int64_t e) { select_rings_cpu(a, b, e); });
+    for (int64_t i = 0; i < B * S; ++i) {
+        require(rings.get()[i] == -1 || (rings.get()[i] == i % S && areas.get()[i] > 0), "a slot has a wrong ring");
+    }
+    matching_losses_cpu({distances.get(), Dtype::f32, rows.get(), rings.get(), B, num_stuff, num_things, max_instances,
+                         4, stuff.get(), instances.get()},
+                        0, 1);
+    const MatchingLossesBackwardArgs g{stuff.get(), instances.get(), Dtype::f32, rows.get(), rings.get(),
+                                       B,           num_stuff,       num_things, max_instances, 4, grad.get()};
+    in_two_threads(B, [&](int64_t b, int64_t e) { matching_losses_backward_cpu(g, b, e); });
+    for (int64_t i = 0; i < B * S; ++i) require((rows.get()[i] >= 0) == (grad.get()[i] > 0), "a gradient is missing");
+}
+
 }  // namespace
 
 int main() {
@@ -202,6 +256,16 @@ int main() {
                 }
             }
         }
+    }
+    for (const int64_t N : {1, 5, 40}) {
+        for (const int64_t D : {1, 7, 8}) {
+            check_rings(N, D, Dtype::f32, 4);
+            check_rings(N, D, Dtype::bf16, 2);
+            check_rings(N, D, Dtype::f16, 2);
+        }
+    }
+    for (const int64_t B : {1, 3}) {
+        for (const int64_t G : {0, 2, 8}) check_slots(B, G);
     }
     std::puts("all CPU kernels ran");
 }

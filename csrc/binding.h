@@ -1,0 +1,169 @@
+// What every file of the binding starts with: torch's stable ABI, and how tensors become arguments, ranges run in
+// torch's pool and kernels are launched on torch's stream.
+#pragma once
+
+#include <dlfcn.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "kernels.h"
+
+namespace simfast::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+void check(bool holds, const Parts&... parts) {
+    if (holds) return;
+    std::ostringstream message;
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tensors to arguments
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline Dtype map_dtype(const char* what, const Tensor& map) {
+    switch (map.scalar_type()) {
+        case ScalarType::Byte: return Dtype::u8;
+        case ScalarType::Short: return Dtype::i16;
+        case ScalarType::Int: return Dtype::i32;
+        case ScalarType::Long: return Dtype::i64;
+        default: check(false, what, " must be uint8, int16, int32 or int64"); return Dtype::u8;
+    }
+}
+
+inline Dtype feature_dtype(const char* what, ScalarType type, bool cuda) {
+    switch (type) {
+        case ScalarType::Float: return Dtype::f32;
+        case ScalarType::Half: return Dtype::f16;
+        case ScalarType::BFloat16: return Dtype::bf16;
+        default:
+            check(type == ScalarType::Double && !cuda, what,
+                  " must be float32, float16 or bfloat16, or float64 on the CPU");
+            return Dtype::f64;
+    }
+}
+
+inline LabelMap label_map(const char* what, const Tensor& map) {
+    check(map.dim() == 3 && map.numel() > 0, what, " must be a non-empty integer [B, H, W]");
+    check(map.size(1) * map.size(2) <= INT32_MAX, what, " must have less than 2^31 pixels an image");
+    return {map.const_data_ptr(), map_dtype(what, map), map.stride(0), map.stride(1), map.stride(2)};
+}
+
+inline Tensor integers(const char* what, const Tensor& x, int64_t length) {
+    check(x.dim() == 1 && x.size(0) == length && x.scalar_type() == ScalarType::Long, what, " must be int64 [", length,
+          "]");
+    return torch::stable::contiguous(x);
+}
+
+inline const int64_t* data(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
+
+// Whether pixels lie at one stride: rows follow one another (a stride along a size of 1 means nothing).
+inline bool rows_follow(const Tensor& x) {
+    return x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.size(3) * x.stride(3);
+}
+
+inline int64_t pixel_stride(const Tensor& x) { return x.size(3) > 1 ? x.stride(3) : x.size(2) > 1 ? x.stride(2) : 1; }
+
+inline void check_same_device(const char* what, const Tensor& a, const Tensor& b) {
+    check(a.get_device_index() == b.get_device_index() && a.is_cuda() == b.is_cuda(), what);
+}
+
+// Fresh memory comes page by page, which costs more than writing it: large arrays ask for large pages, as NumPy's do.
+inline const Tensor& with_large_pages(const Tensor& x) {
+#ifdef __linux__
+    constexpr uintptr_t kPage = uintptr_t{2} << 20;
+    const auto begin = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+    const uintptr_t end = begin + static_cast<uintptr_t>(x.numel()) * x.element_size();
+    const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+    if (x.is_cpu() && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+    return x;
+}
+
+inline Tensor uninitialised(const Tensor& like, std::vector<int64_t> size, ScalarType type) {
+    return with_large_pages(torch::stable::new_empty(like, size, type));
+}
+
+inline Tensor workspace(const Tensor& like, int64_t bytes) { return uninitialised(like, {bytes}, ScalarType::Byte); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU: passes over ranges in torch's pool
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <typename Args>
+void run_pass(void (*pass)(const Args&, int64_t, int64_t), const Args& args, int64_t items, int64_t grain = 1) {
+    torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { pass(args, begin, end); });
+}
+
+// Channels or rows that a thread takes at least: 32768 values.
+inline int64_t grain(int64_t values_each) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, values_each)); }
+
+// Strips per image, such that all strips divide evenly among the threads and none is too small to be worth waking one.
+inline int32_t choose_strips(int64_t B, int64_t H, int64_t W) {
+    constexpr int64_t kLeastPixels = 16384;
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t even = threads / std::gcd(B, threads);
+    return static_cast<int32_t>(std::max<int64_t>(1, std::min({even, H, H * W / kLeastPixels})));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CUDA: the current stream of a device
+// ---------------------------------------------------------------------------------------------------------------------
+
+#ifdef SIMFAST_WITH_CUDA
+
+template <typename Function>
+Function loaded(const char* library, const char* name) {
+    void* handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+    return handle ? reinterpret_cast<Function>(dlsym(handle, name)) : nullptr;
+}
+
+// torch 2.13 has a stable call for it; before, the symbol lives in libtorch_cuda, which a CPU torch does not have and
+// this library therefore does not link.
+inline void* current_stream(int32_t device) {
+    using Native = AOTITorchError (*)(StreamHandle, void**);
+    using Current = AOTITorchError (*)(int32_t, void**);
+    static const Native native = loaded<Native>("libtorch_cpu.so", "torch_stream_native_handle");
+    static const Current current =
+        native ? nullptr : loaded<Current>("libtorch_cuda.so", "aoti_torch_get_current_cuda_stream");
+    void* stream = nullptr;
+    if (native) {
+        StreamHandle handle = nullptr;
+        check(aoti_torch_get_current_stream(device, &handle) == AOTI_TORCH_SUCCESS, "no current stream");
+        const AOTITorchError error = native(handle, &stream);
+        aoti_torch_delete_stream(handle);
+        check(error == AOTI_TORCH_SUCCESS, "the current stream has no native handle");
+    } else {
+        check(current && current(device, &stream) == AOTI_TORCH_SUCCESS, "this torch offers no CUDA stream");
+    }
+    return stream;
+}
+
+template <typename Args>
+void launch(const char* op, const char* (*run)(const Args&, void*), const Args& args, const Tensor& on) {
+    const char* error = run(args, current_stream(on.get_device_index()));
+    check(!error, op, ": ", error ? error : "");
+}
+
+#endif
+
+}  // namespace simfast::binding
