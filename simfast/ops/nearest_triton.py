@@ -4,14 +4,18 @@ Where the time goes, at 118 queries against 11 banks of 500 and 8 of 50 rows, D 
 queries, a subtraction and an addition for each of 0.11 G pairs of values, which takes about as long as reading 23 MB of
 bfloat16 rows from memory. So a program holds a tile of rows in registers, read once, and takes the queries of its class
 to it one by one. Nothing is padded to a number of queries, and nothing but the rows comes from memory: the queries stay
-in the second-level cache, and the four warps of a program, with four rows each, share what they fetch in the first.
+in the second-level cache, and the warps of a program, with eight rows each, share what they fetch in the first.
 
-A class with few queries or rows costs in proportion, an absent one next to nothing: its programs leave at once. Queries
-may come in any order; those of a class are found as bits of a mask, 32 queries at a time, without a list or a sort.
+Programs take tiles from a list that each makes for itself from how many rows are filled and which classes are asked
+for: a class with few queries or rows costs in proportion, an absent one nothing. Queries may come in any order; those
+of a class are found as bits of a mask, 32 queries at a time, without a list or a sort.
 
 D is cut into chunks because a tile of full width does not fit the registers. Each program writes its share of the
 distances, and a second kernel adds the shares, takes the minimum and notes the signs for the gradient: the same bits in
 every run, without atomics.
+
+The JIT makes an integer argument that happens to be 1 a constant, and compiles anew where one becomes a multiple of 16.
+That is wanted for the strides alone, whose alignment decides how wide the loads are.
 """
 
 from dataclasses import dataclass
@@ -21,21 +25,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-QUERIES = 256  # of one program; a multiple of 32
+CHUNK = 256  # columns of a tile
+QUERIES = 128  # whose classes are looked at together
 NOTHING = tl.constexpr(2**63 - 1)  # a key above all others
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of the first kernel holds in registers: `rows` by 4 * `width` values.
+    """What one program of the first kernel holds in registers: `rows` by CHUNK values.
 
-    The defaults keep 64 values a thread: 16 warps then fit a multiprocessor, a query's values serve a warp's four rows,
-    and a load of float32 is 512 bytes of one row.
+    The defaults keep 64 values a thread: 16 warps then fit a multiprocessor, and a query's values serve two rows of
+    each thread. `lanes` threads share a row: with eight, three exchanges add up a row's sum.
     """
 
-    rows: int = 16
-    width: int = 128
+    rows: int = 32
+    lanes: int = 8
     warps: int = 4
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
 
 
 @triton.jit
@@ -43,25 +53,87 @@ def _class_rows(starts, filled, k, num_bank_rows, max_rows, mask):
     """First bank row of class k, and how many are valid: no value in `starts` or `filled` leads outside the bank."""
     start = k * max_rows if starts is None else tl.load(starts + k, mask=mask, other=0)
     count = tl.minimum(tl.load(filled + k, mask=mask, other=0), max_rows)
-    return start, tl.where(start < 0, 0, tl.minimum(count, num_bank_rows - start))
+    count = tl.maximum(tl.minimum(count, num_bank_rows - start), 0)
+    return start, tl.where(start < 0, 0, count).to(tl.int32)
 
 
 @triton.jit
-def _load_four(at, step: tl.constexpr, column, num_columns, rows_mask, ROWS_MASKED: tl.constexpr, EVEN: tl.constexpr):
-    """The tiles at columns 0, 1, 2, 3 times `step`, as float32; 0 outside. Unmasked where possible: what a mask guards
-    is loaded once for every row that shares it."""
-    if EVEN and not ROWS_MASKED:
-        a, b = tl.load(at), tl.load(at + step)
-        c, d = tl.load(at + 2 * step), tl.load(at + 3 * step)
+def _load(at, column, num_columns, rows_mask, ROWS_MASKED: tl.constexpr, EVEN: tl.constexpr, CACHE: tl.constexpr):
+    """A tile as float32; columns outside are 0. Unmasked where possible: what a mask guards is loaded once for every
+    row that shares it."""
+    if not EVEN:
+        tile = tl.load(at, mask=rows_mask & (column < num_columns), other=0, cache_modifier=CACHE)
+    elif ROWS_MASKED:
+        tile = tl.load(at, mask=rows_mask, cache_modifier=CACHE)
     else:
-        a = tl.load(at, mask=rows_mask & (column < num_columns), other=0)
-        b = tl.load(at + step, mask=rows_mask & (column + step < num_columns), other=0)
-        c = tl.load(at + 2 * step, mask=rows_mask & (column + 2 * step < num_columns), other=0)
-        d = tl.load(at + 3 * step, mask=rows_mask & (column + 3 * step < num_columns), other=0)
-    return a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), d.to(tl.float32)
+        tile = tl.load(at, cache_modifier=CACHE)
+    return tile.to(tl.float32)
 
 
 @triton.jit
+def _compare_tile(
+    queries,
+    query_stride,
+    classes,
+    bank,  # the class's first row
+    bank_stride,
+    shares,
+    share_stride,
+    N,
+    R,
+    D,
+    chunks,
+    k,
+    row0,
+    count,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """Rows row0.. of class k, one chunk of their columns, against the queries of that class."""
+    chunk = tl.program_id(0)
+    row = (row0 + tl.arange(0, ROWS))[:, None]
+    filled_row = row < count
+    # Two dimensions, and a width that LANES threads span: the warps then lie along the rows, a row's sum stays within
+    # one warp, and bank and query tiles have one layout: the loop below moves nothing through shared memory.
+    column = (chunk * (STEPS * WIDTH) + tl.arange(0, WIDTH))[None, :]
+    bank_at = bank + row.to(tl.int64) * bank_stride + column
+    b = ()
+    for step in tl.static_range(STEPS):
+        offset = step * WIDTH
+        # Past the first-level cache, which is the queries'.
+        b = b + (_load(bank_at + offset, column + offset, D, filled_row, True, EVEN, ".cg"),)  # noqa: RUF005
+    # The first of the LANES that have a row's sum writes it. Spread over LANES columns, and with a stride of which the
+    # compiler knows nothing, the store takes the layout that the sums have; as a vector of rows it would take another,
+    # and two barriers a query.
+    lane = tl.arange(0, LANES)[None, :]
+    written = (lane == 0) & filled_row
+    out = shares + chunk.to(tl.int64) * R + (row.to(tl.int64) * share_stride + lane)
+    out_stride = chunks.to(tl.int64) * R
+    query_columns = queries + tl.broadcast_to(column, (ROWS, WIDTH))
+    bit = tl.arange(0, 32)
+    for base in range(0, N, 32):
+        of = tl.load(classes + base + bit, mask=base + bit < N, other=-1)
+        mine = tl.sum(tl.where(of == k, 1 << bit, 0), 0)
+        while mine != 0:
+            lowest = mine & -mine
+            mine ^= lowest
+            # The number of the bit is the exponent of its value as a float.
+            exponent = lowest.to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23
+            n = base + (exponent - 127)
+            query_at = query_columns + n.to(tl.int64) * query_stride
+            share = tl.abs(_load(query_at, column, D, filled_row, False, EVEN, "") - b[0])
+            for step in tl.static_range(1, STEPS):
+                offset = step * WIDTH
+                q = _load(query_at + offset, column + offset, D, filled_row, False, EVEN, "")
+                share += tl.abs(q - b[step])
+            share = tl.broadcast_to(tl.sum(share, 1, keep_dims=True), (ROWS, LANES))
+            tl.store(out + n * out_stride, share, mask=written)
+
+
+@triton.jit(do_not_specialize=["share_stride", "N", "K", "T", "R", "D", "chunks"])
 def nearest_l1_compare_kernel(
     queries,  # in   [N, D], rows query_stride apart
     query_stride,
@@ -71,54 +143,67 @@ def nearest_l1_compare_kernel(
     starts,  # in   int64 [K], or None: k * R
     filled,  # in   int64 [K]
     shares,  # out  float32 [N, chunks, R]: of each query's distance to each filled row of its class
+    share_stride,  #   of its last dimension: 1
     N,
     K,
     T,
     R,
     D,
-    tiles,
     chunks,
+    CLASSES: tl.constexpr,  # a power of two, at least K
+    QUERIES: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
-    QUERIES: tl.constexpr,
-    EVEN: tl.constexpr,  # D is a multiple of 4 * WIDTH
+    STEPS: tl.constexpr,  # a chunk is STEPS * WIDTH columns
+    LANES: tl.constexpr,
+    EVEN: tl.constexpr,  # D is a multiple of a chunk
 ):
-    program = tl.program_id(0)
-    row0 = program % tiles * ROWS
-    chunk = program // tiles % chunks
-    k = program // tiles // chunks % K
-    query0 = program // tiles // chunks // K * QUERIES
-    start, count = _class_rows(starts, filled, k.to(tl.int64), T, R, True)
-    query = query0 + tl.arange(0, QUERIES)
-    wanted = tl.max((tl.load(classes + query, mask=query < N, other=-1) == k).to(tl.int32), 0)
-    if (row0 < count) & (wanted > 0):
-        row = row0 + tl.arange(0, ROWS)
-        filled_row = (row < count)[:, None]
-        # Two dimensions, and a width that one warp spans: the warps then lie along the rows, a row's sum stays within
-        # one warp, and bank and query tiles have one layout: the loop below moves no tile through shared memory.
-        column = (chunk * (4 * WIDTH) + tl.arange(0, WIDTH))[None, :]
-        bank_at = bank + (start + row)[:, None] * bank_stride + column
-        b0, b1, b2, b3 = _load_four(bank_at, WIDTH, column, D, filled_row, True, EVEN)
-        out = shares + chunk * R.to(tl.int64) + row
-        bit = tl.arange(0, 32)
-        base = query0
-        while base < tl.minimum(query0 + QUERIES, N):
-            k_of = tl.load(classes + base + bit, mask=base + bit < N, other=-1)
-            mine = tl.sum(tl.where(k_of == k, 1 << bit, 0), 0)
-            while mine != 0:
-                lowest = mine & -mine
-                mine ^= lowest
-                # The number of the bit is the exponent of its value as a float.
-                exponent = lowest.to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23
-                n = (base + exponent - 127).to(tl.int64)
-                query_at = tl.broadcast_to(queries + n * query_stride + column, (ROWS, WIDTH))
-                q0, q1, q2, q3 = _load_four(query_at, WIDTH, column, D, filled_row, False, EVEN)
-                share = (tl.abs(q0 - b0) + tl.abs(q1 - b1)) + (tl.abs(q2 - b2) + tl.abs(q3 - b3))
-                tl.store(out + n * chunks * R, tl.sum(share, 1), mask=row < count)
-            base += 32
+    # Which classes any query has, as bits; those from 31 on share one.
+    asked = tl.full([QUERIES], 0, tl.int32)
+    for base in range(0, N, QUERIES):
+        query = base + tl.arange(0, QUERIES)
+        of = tl.load(classes + query, mask=query < N, other=-1)
+        asked |= tl.where(of >= 0, 1 << tl.minimum(of, 31).to(tl.int32), 0)
+    asked = tl.reduce(asked, 0, _either)
+    every = tl.arange(0, CLASSES)
+    _, counts = _class_rows(starts, filled, every.to(tl.int64), T, R, every < K)
+    wanted = (every < K) & ((asked >> tl.minimum(every, 31)) & 1 != 0)
+    tiles = tl.where(wanted, (counts + (ROWS - 1)) // ROWS, 0)
+    through = tl.cumsum(tiles, 0)
+    total = tl.sum(tiles, 0)
+    # From the last tile to the first: classes of many regions, whose tiles take long, are put last by those who have
+    # both kinds, and the short ones then fill the gaps at the end.
+    for item in range(tl.program_id(1), total, tl.num_programs(1)):
+        tile = total - 1 - item
+        before = through <= tile
+        k = tl.sum(before.to(tl.int32), 0)
+        row0 = (tile - tl.sum(tl.where(before, tiles, 0), 0)) * ROWS
+        count = tl.sum(tl.where(every == k, counts, 0), 0)
+        start = k.to(tl.int64) * R if starts is None else tl.load(starts + k)
+        _compare_tile(
+            queries,
+            query_stride,
+            classes,
+            bank + start * bank_stride,
+            bank_stride,
+            shares,
+            share_stride,
+            N,
+            R,
+            D,
+            chunks,
+            k,
+            row0,
+            count,
+            ROWS,
+            WIDTH,
+            STEPS,
+            LANES,
+            EVEN,
+        )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "T", "R", "chunks"])
 def nearest_l1_pick_kernel(
     queries,  # in   as above
     query_stride,
@@ -205,22 +290,32 @@ def forward(
     """simfast::nearest_l1 on CUDA, in two launches: distances, rows, signs. Copies what is not contiguous in D."""
     tile = tile or Tile()
     num_queries, width = queries.shape
-    num_classes = len(filled)
+    num_classes, num_bank_rows = len(filled), len(bank)
     distances = queries.new_empty(num_queries, dtype=torch.float32)
     rows = queries.new_empty(num_queries, dtype=torch.int64)
     signs = queries.new_empty((num_queries, width), dtype=torch.int8)
     if num_queries == 0:
         return distances, rows, signs
+    # No class can have more rows than a flat bank has.
+    max_rows = max_rows if starts is None else min(max_rows, num_bank_rows)
+    tiles_each, chunks = triton.cdiv(max_rows, tile.rows), triton.cdiv(width, CHUNK)
+    if max(max_rows, num_queries + QUERIES, num_classes * tiles_each * tile.rows) >= 2**31:
+        raise ValueError(
+            "nearest_l1: queries, and the rows of all classes, must be less than 2^31, "
+            f"got {num_queries} and {num_classes} times {max_rows}"
+        )
     queries = queries if queries.stride(1) == 1 else queries.contiguous()
     bank = bank if bank.stride(1) == 1 else bank.contiguous()
     classes, filled = classes.contiguous(), filled.contiguous()
     starts = None if starts is None else starts.contiguous()
-    tiles, chunks = triton.cdiv(max_rows, tile.rows), triton.cdiv(width, 4 * tile.width)
     shares = queries.new_empty((num_queries, chunks, max_rows), dtype=torch.float32)
-    programs = triton.cdiv(num_queries, QUERIES) * num_classes * chunks * tiles
+    # As many programs as there are tiles if every class is full, unless classes share rows: then some take several.
+    tiles = min(num_classes * tiles_each, num_bank_rows // tile.rows + num_classes, 65535)
+    vector = 16 // min(queries.element_size(), bank.element_size())  # values of a thread's widest load
+    lengths = num_classes, num_bank_rows, max_rows
     with torch.cuda.device_of(queries):
-        if programs:
-            nearest_l1_compare_kernel[(programs,)](
+        if tiles * chunks:
+            nearest_l1_compare_kernel[(chunks, tiles)](
                 queries,
                 queries.stride(0),
                 classes,
@@ -229,17 +324,18 @@ def forward(
                 starts,
                 filled,
                 shares,
+                1,
                 num_queries,
-                num_classes,
-                len(bank),
-                max_rows,
+                *lengths,
                 width,
-                tiles,
                 chunks,
-                ROWS=tile.rows,
-                WIDTH=tile.width,
+                CLASSES=triton.next_power_of_2(num_classes),
                 QUERIES=QUERIES,
-                EVEN=width % (4 * tile.width) == 0,
+                ROWS=tile.rows,
+                WIDTH=tile.lanes * vector,
+                STEPS=CHUNK // (tile.lanes * vector),
+                LANES=tile.lanes,
+                EVEN=width % CHUNK == 0,
                 num_warps=tile.warps,
             )
         num_chunks = triton.next_power_of_2(max(chunks, 1))
@@ -255,15 +351,13 @@ def forward(
             distances,
             rows,
             signs,
-            num_classes,
-            len(bank),
-            max_rows,
+            *lengths,
             chunks,
             D=width,
             CHUNKS=num_chunks,
-            ROWS=max(2048 // num_chunks, 1),
-            WIDTH=1024,
-            num_warps=4,
+            ROWS=max(4096 // num_chunks, 1),
+            WIDTH=2048,
+            num_warps=8,
         )
     return distances, rows, signs
 
