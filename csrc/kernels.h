@@ -168,7 +168,7 @@ struct NearestArgs {
     const int64_t* starts;                   // in   [K] first row of each class; null: k * R
     const int64_t* filled;                   // in   [K] valid rows of each class
     int64_t N, K, T, D;                      //      K, T >= 0; the others >= 1
-    int64_t R;                               //      most rows of a class, >= 0
+    int64_t R;                               //      most rows of a class, >= 0; N * R < 2^48
     void* distances;                         // out  [N] f32; f64 for f64 queries
     int64_t* rows;                           // out  [N] counted from the class's first
     int8_t* signs;                           // out  [N, D] contiguous: sign of query - row
@@ -179,5 +179,18 @@ int64_t nearest_workspace_cpu(const NearestArgs& args);
 void nearest_group_cpu(const NearestArgs& args, int64_t begin, int64_t end);    // items: 1
 void nearest_compare_cpu(const NearestArgs& args, int64_t begin, int64_t end);  // items: kNearestShares
 void nearest_pick_cpu(const NearestArgs& args, int64_t begin, int64_t end);     // items: N; writes the outputs
+
+// grad_queries[n, d] = grad[n] * signs[n, d], rounded once; 0 where no row was found, whatever the gradient there.
+struct NearestBackwardArgs {
+    const void* grad;      // in   [N]: f32; f64 for f64 queries
+    int64_t grad_stride;   //      in elements
+    const int64_t* rows;   // in   [N] contiguous, as forward wrote them
+    const int8_t* signs;   // in   [N, D] contiguous, as forward wrote them
+    int64_t N, D;          //
+    void* grad_queries;    // out  [N, D] contiguous
+    Dtype queries_dtype;   //
+};
+
+void nearest_backward_cpu(const NearestBackwardArgs& args, int64_t begin, int64_t end);  // items: N
 
 }  // namespace simfast

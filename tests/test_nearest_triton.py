@@ -226,6 +226,14 @@ def test_a_query_costs_no_barrier_and_few_instructions(case, capability, tmp_pat
         assert code.registers <= 56
 
 
+def test_more_rows_than_can_be_counted_are_refused():
+    from simfast.ops import nearest_triton
+
+    for rows in (2**60, 2**31):
+        with pytest.raises(ValueError, match=rf"^nearest_l1: .* must be less than 2\^31, got 7 and 1 times {rows}"):
+            nearest_triton.forward(*ragged(K=1, T=rows)[:3], None, *ragged(K=1)[4:5], rows)
+
+
 # Every size in turn 1, all at once, multiples of 16, neither; strides and addresses aligned and not; 64-bit sizes.
 CALLS = {
     "one query": even(N=1),
