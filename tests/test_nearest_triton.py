@@ -231,7 +231,7 @@ def test_more_rows_than_can_be_counted_are_refused():
 
     for rows in (2**60, 2**31):
         with pytest.raises(ValueError, match=rf"^nearest_l1: .* must be less than 2\^31, got 7 and 1 times {rows}"):
-            nearest_triton.forward(*ragged(K=1, T=rows)[:3], None, *ragged(K=1)[4:5], rows)
+            nearest_triton.forward(*ragged(K=1, T=rows, D=1)[:3], None, torch.zeros(1, dtype=torch.int64), rows)
 
 
 # Every size in turn 1, all at once, multiples of 16, neither; strides and addresses aligned and not; 64-bit sizes.
