@@ -274,7 +274,11 @@ std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes
     args.queries_dtype = feature_dtype("nearest_l1: queries", queries.scalar_type(), false);
     args.bank_dtype = feature_dtype("nearest_l1: bank", bank.scalar_type(), false);
     args.N = queries.size(0), args.D = queries.size(1), args.K = filled.size(0);
-    args.T = bank.size(0), args.R = max_rows;
+    args.T = bank.size(0);
+    args.R = starts.has_value() ? std::min(max_rows, args.T) : max_rows;  // no class has more rows than the flat bank
+    check(args.R < int64_t{1} << 31 && args.N < int64_t{1} << 31 && args.R * args.N < int64_t{1} << 48,
+          "nearest_l1: queries times rows of a class must be less than 2^48, and each less than 2^31, got ", args.N,
+          " times ", args.R);
     check(starts.has_value() || args.T == args.K * args.R, "nearest_l1: bank must hold K * max_rows rows");
     args.queries = queries.const_data_ptr(), args.bank = bank.const_data_ptr();
     args.query_stride_n = queries.stride(0), args.query_stride_d = queries.stride(1);
@@ -299,6 +303,24 @@ std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes
     return {distances, rows, signs};
 }
 
+Tensor nearest_l1_backward_cpu(Tensor grad, Tensor rows, Tensor signs, ScalarType dtype) {
+    simfast::NearestBackwardArgs args{};
+    args.queries_dtype = feature_dtype("nearest_l1_backward: dtype", dtype, false);
+    check(signs.dim() == 2 && signs.scalar_type() == ScalarType::Char, "nearest_l1_backward: signs must be int8 [N, D]");
+    args.N = signs.size(0), args.D = signs.size(1);
+    const ScalarType sum_type = args.queries_dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+    check(grad.dim() == 1 && grad.size(0) == args.N && grad.scalar_type() == sum_type,
+          "nearest_l1_backward: grad must be float32 [N] (float64 for float64 queries)");
+    rows = integers("nearest_l1_backward: rows", rows, args.N);
+    signs = torch::stable::contiguous(signs);
+    const Tensor grad_queries = uninitialised(signs, {args.N, args.D}, dtype);
+    args.grad = grad.const_data_ptr(), args.grad_stride = grad.stride(0);
+    args.rows = data(rows), args.signs = static_cast<const int8_t*>(signs.const_data_ptr());
+    args.grad_queries = grad_queries.mutable_data_ptr();
+    run_pass(simfast::nearest_backward_cpu, args, args.N, grain(args.D));
+    return grad_queries;
+}
+
 }  // namespace
 
 // What was built, for the loader in simfast/ops/library.py to compare with what it belongs to.
@@ -312,6 +334,7 @@ STABLE_TORCH_LIBRARY(simfast, m) {
     m.def(
         "nearest_l1(Tensor queries, Tensor classes, Tensor bank, Tensor? starts, Tensor filled, SymInt max_rows) -> "
         "(Tensor, Tensor, Tensor)");
+    m.def("nearest_l1_backward(Tensor grad, Tensor rows, Tensor signs, ScalarType dtype) -> Tensor");
     m.def("segment_mean(Tensor features, Tensor segments, SymInt num_segments) -> (Tensor, Tensor)");
     m.def(
         "segment_mean_backward(Tensor grad, Tensor counts, Tensor segments, ScalarType dtype, bool channels_last) -> "
@@ -322,6 +345,7 @@ STABLE_TORCH_LIBRARY_IMPL(simfast, CPU, m) {
     m.impl("connected_components", TORCH_BOX(&connected_components_cpu));
     m.impl("find_regions", TORCH_BOX(&find_regions_cpu));
     m.impl("nearest_l1", TORCH_BOX(&nearest_l1_cpu));
+    m.impl("nearest_l1_backward", TORCH_BOX(&nearest_l1_backward_cpu));
     m.impl("segment_mean", TORCH_BOX(&segment_mean_cpu));
     m.impl("segment_mean_backward", TORCH_BOX(&segment_mean_backward_cpu));
 }

@@ -169,7 +169,7 @@ struct NearestArgs {
     const int64_t* starts;                   // in   [K] first row of each class; null: k * R
     const int64_t* filled;                   // in   [K] valid rows of each class
     int64_t N, K, T, D;                      //      K, T >= 0; the others >= 1
-    int64_t R;                               //      most rows of a class, >= 0
+    int64_t R;                               //      most rows of a class, >= 0; N * R < 2^48
     void* distances;                         // out  [N] f32; f64 for f64 queries
     int64_t* rows;                           // out  [N] counted from the class's first
     int8_t* signs;                           // out  [N, D] contiguous: sign of query - row
@@ -181,13 +181,26 @@ void nearest_group_cpu(const NearestArgs& args, int64_t begin, int64_t end);    
 void nearest_compare_cpu(const NearestArgs& args, int64_t begin, int64_t end);  // items: kNearestShares
 void nearest_pick_cpu(const NearestArgs& args, int64_t begin, int64_t end);     // items: N; writes the outputs
 
+// grad_queries[n, d] = grad[n] * signs[n, d], rounded once; 0 where no row was found, whatever the gradient there.
+struct NearestBackwardArgs {
+    const void* grad;      // in   [N]: f32; f64 for f64 queries
+    int64_t grad_stride;   //      in elements
+    const int64_t* rows;   // in   [N] contiguous, as forward wrote them
+    const int8_t* signs;   // in   [N, D] contiguous, as forward wrote them
+    int64_t N, D;          //
+    void* grad_queries;    // out  [N, D] contiguous
+    Dtype queries_dtype;   //
+};
+
+void nearest_backward_cpu(const NearestBackwardArgs& args, int64_t begin, int64_t end);  // items: N
+
 // ---------------------------------------------------------------------------------------------------------------------
 // ring_write: appends vectors to rings, in the order given.
 //
 // Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1 of the storage. Its vector number i, counted from 0 over
 // all calls, goes to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay.
-// written[k] grows by all of them. A class outside [0, K), -1 above all, is not stored, nor is one whose ring would leave the storage. Values
-// are rounded to nearest, ties to even. No other row of the storage is touched.
+// written[k] grows by all of them. A class outside [0, K), -1 above all, is not stored, nor is one whose ring would
+// leave the storage. Values are rounded to nearest, ties to even. No other row of the storage is touched.
 // ---------------------------------------------------------------------------------------------------------------------
 struct RingWriteArgs {
     const float* vectors;         // in     [N, D], rows vectors_stride apart, contiguous in D; null if doubles come

@@ -12,7 +12,7 @@ from simfast.matching import StuffInstanceMatching
 from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
 from simfast.models.weights import load_weights
-from simfast.step import Trainer
+from simfast.step import Trainer, resolve_precision
 
 log = logging.getLogger("simfast")
 
@@ -29,17 +29,29 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
             "weights: none given, the network starts from random values; the paper's rows start from ImageNet's"
         )
     discriminator = Discriminator(NUM_CLASSES) if config.adversarial else None
-    matching = build_matching(config, model.num_features) if config.method == "aa+sim" else None
+    matching = build_matching(config, model.num_features, device) if config.method == "aa+sim" else None
     trainer = Trainer(config, model, discriminator, matching, convention or "rgb", device)
     if resumed:
         trainer.load_state_dict(resumed)
     return trainer
 
 
-def build_matching(config: Config, num_features: int) -> StuffInstanceMatching:
-    """Matching with empty banks, for feature maps of num_features channels."""
+def build_matching(config: Config, num_features: int, device: torch.device) -> StuffInstanceMatching:
+    """Matching with empty banks on a device, for feature maps of num_features channels."""
+    precision = resolve_precision(config.precision, device)
+    bank_dtype = config.bank_dtype
+    if bank_dtype == "auto":
+        bank_dtype = "float32" if precision == "fp32" else "bfloat16"
     matching = StuffInstanceMatching(
-        num_features, STUFF, THINGS, config.stuff_rows, config.max_instances, config.gate, config.fill_rule, config.ops
+        num_features,
+        STUFF,
+        THINGS,
+        config.stuff_rows,
+        config.max_instances,
+        config.gate,
+        config.fill_rule,
+        config.ops,
+        getattr(torch, bank_dtype),
     )
     matching.gather = distributed.gather if distributed.size() > 1 else None
-    return matching
+    return matching.to(device)

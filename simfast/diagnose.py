@@ -74,7 +74,7 @@ def diagnose(
     config, size = trainer.config, trainer.config.batch_size
     own_banks = trainer.matching is not None and not fresh_banks
     if not own_banks:
-        trainer.matching = build_matching(config, trainer.model.num_features).to(device)
+        trainer.matching = build_matching(config, trainer.model.num_features, device)
         log.info("filling the banks from %d source images", bank_images)
         _fill_banks(trainer, islice(_batches(config, path, device), -(-bank_images // size)))
     tally, gradients, losses = RegionTally(trainer.matching), GradientTally(trainer.weights), defaultdict(float)

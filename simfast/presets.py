@@ -78,6 +78,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "nesterov": False,
         "gate": "released",
         "fill_rule": "full",
+        "bank_dtype": "float32",
         "match_pseudo_labels": False,
         "lambda_ci_stage2": 0.001,
         "lambda_d": 0.5,

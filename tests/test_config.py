@@ -57,6 +57,7 @@ OTHER = {
     "max_instances": "7",
     "gate": "released",
     "fill_rule": "full",
+    "bank_dtype": "bfloat16",
     "match_pseudo_labels": "--no-match-pseudo-labels",
     "ops": "fused",
     "self_training": "online",
@@ -140,6 +141,7 @@ def test_the_released_recipe_sets_what_differs_from_the_paper(tmp_path):
         "nesterov": False,
         "gate": "released",
         "fill_rule": "full",
+        "bank_dtype": "float32",
         "match_pseudo_labels": False,
         "lambda_ci_stage2": 0.001,
         "lambda_d": 0.5,
@@ -151,6 +153,13 @@ def test_the_released_recipe_sets_what_differs_from_the_paper(tmp_path):
     config = parse(["--config", str(file)])
     assert (config.gate, config.fill_rule, config.source) == ("none", "full", "synthia")
     assert RECIPES.keys() == {"paper", "released"}
+
+
+def test_an_older_run_keeps_remembering_in_float32(tmp_path):
+    older = parse(["--precision", "bf16"]).to_dict()
+    assert older.pop("bank_dtype") == "auto"
+    checkpoint.save(tmp_path / "last.pt", {"config": older})
+    assert parse(["--resume", str(tmp_path)]).bank_dtype == "float32"
 
 
 def test_stage_2_starts_from_the_settings_of_stage_1(tmp_path):

@@ -191,6 +191,20 @@ def test_no_wrong_class_or_count_is_followed(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_more_rows_than_can_be_counted_are_refused(device):
+    classes, filled = torch.zeros(16, device=device).long(), torch.tensor([4], device=device)
+    for width in (4, 0):
+        queries, row = torch.ones(16, width, device=device), torch.ones(1, 1, width, device=device)
+        with pytest.raises(
+            (RuntimeError, ValueError), match=r"^nearest_l1: .* less than 2\^31, got 16 .*152921504606846976"
+        ):
+            ops.nearest_l1(queries, classes, row.expand(1, 2**60, width), filled)
+    flat = torch.ones(5, 4, device=device)  # what a class may have is another matter: the flat bank has no more
+    _, rows = nearest_l1_ragged(torch.ones(16, 4, device=device), classes, flat, filled * 0, filled, 2**60)
+    assert rows.tolist() == [0] * 16
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nan_comes_out_and_what_is_not_filled_stays_out(device):
     inf, nan = torch.inf, torch.nan
     bank = torch.tensor([[[0.0, 1.0], [nan, 0.0], [nan, nan]], [[inf, 0.0], [1.0, 0.0], [nan, nan]]], device=device)

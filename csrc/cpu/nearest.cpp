@@ -5,6 +5,9 @@
 // kNearestShares shares in turn, which are the items of the pass. A distance is summed in an order fixed by D alone:
 // kLanes interleaved sums within kWidth values, then the blocks in turn. So equal rows have equal distances, and no
 // order depends on the split.
+//
+// A row is read from memory once for all queries of a tile: the tile is worked through in blocks of D, and a block's rows
+// are asked for while the block before is in the works. What is stored as it is summed is read in place.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -75,30 +78,60 @@ void pack(const void* data, Dtype dtype, int64_t offset, int64_t stride, int64_t
     std::fill(to + width, to + padded, Sum{0});
 }
 
+// Where to read values d .. d + width of row `row` of `data`: in place if they are stored as they are summed and fill
+// whole vectors, else packed in `space`.
 template <typename Sum>
-void pack_query(const NearestArgs& a, int64_t n, int64_t d, int64_t width, int64_t padded, Sum* to) {
-    const int64_t offset = n * a.query_stride_n + d * a.query_stride_d;
-    pack(a.queries, a.queries_dtype, offset, a.query_stride_d, width, padded, to);
+const Sum* block(const void* data, Dtype dtype, int64_t row, int64_t stride_row, int64_t stride_d, int64_t d,
+                 int64_t width, int64_t padded, Sum* space) {
+    const int64_t offset = row * stride_row + d * stride_d;
+    constexpr Dtype kSum = sizeof(Sum) == 8 ? Dtype::f64 : Dtype::f32;
+    if (dtype == kSum && stride_d == 1 && width == padded) return static_cast<const Sum*>(data) + offset;
+    pack(data, dtype, offset, stride_d, width, padded, space);
+    return space;
 }
 
 template <typename Sum>
-void pack_row(const NearestArgs& a, int64_t t, int64_t d, int64_t width, int64_t padded, Sum* to) {
-    pack(a.bank, a.bank_dtype, t * a.bank_stride_t + d * a.bank_stride_d, a.bank_stride_d, width, padded, to);
+const Sum* query_block(const NearestArgs& a, int64_t n, int64_t d, int64_t width, int64_t padded, Sum* space) {
+    return block(a.queries, a.queries_dtype, n, a.query_stride_n, a.query_stride_d, d, width, padded, space);
 }
 
-// distances[i][j] += sum of |queries[i] - rows[j]| over `width` packed values. 4 queries by 2 rows need 8 accumulators
-// and 6 loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic.
+template <typename Sum>
+const Sum* row_block(const NearestArgs& a, int64_t t, int64_t d, int64_t width, int64_t padded, Sum* space) {
+    return block(a.bank, a.bank_dtype, t, a.bank_stride_t, a.bank_stride_d, d, width, padded, space);
+}
+
+// What to ask memory for while values d .. of a class's row are in the works, `rows` of which are valid: the row's next
+// block, or after its last the first one of the row's place in the next tile. Hardware foresees neither.
+const char* ahead_of(const NearestArgs& a, int64_t start, int64_t row, int64_t rows, int64_t d) {
+    const bool last = d + kWidth >= a.D;
+    const int64_t next_row = last ? std::min(row + kRows, rows - 1) : row, next_d = last ? 0 : d + kWidth;
+    const char* next = nullptr;
+    with_dtype(a.bank_dtype, [&](auto f) {
+        const auto* bank = static_cast<const typename decltype(f)::Stored*>(a.bank);
+        next = reinterpret_cast<const char*>(bank + (start + next_row) * a.bank_stride_t + next_d * a.bank_stride_d);
+    });
+    return next;
+}
+
+// distances[i][j] += sum of |queries[i] - rows[j]| over `width` values. 4 queries by 2 rows need 8 accumulators and 6
+// loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic. A few lines
+// of what lies ahead are asked for at each turn: all at once they would wait for one another.
 template <typename Sum, int kQ>
-void add_distances(const Sum* queries, const Sum* rows, int64_t width, Sum* distances) {
+void add_distances(const Sum* const* queries, const Sum* const* rows, const char* const* ahead, int64_t width,
+                   Sum* distances) {
     using Bit = std::conditional_t<sizeof(Sum) == 8, int64_t, int32_t>;
     using Bits = Lanes<Bit>;
+    using F = std::conditional_t<sizeof(Sum) == 8, F64, F32>;
     const Bits magnitude = Bits{} + std::numeric_limits<Bit>::max();  // all but the sign
     Lanes<Sum> sums[kQ][2] = {};
     for (int64_t d = 0; d < width; d += kLanes) {
-        const auto& row0 = *reinterpret_cast<const Lanes<Sum>*>(rows + d);
-        const auto& row1 = *reinterpret_cast<const Lanes<Sum>*>(rows + kWidth + d);
+        Lanes<Sum> row0, row1, query;
+        F::load8(rows[0] + d, row0);
+        F::load8(rows[1] + d, row1);
+        __builtin_prefetch(ahead[0] + d * int64_t{sizeof(Sum)});
+        __builtin_prefetch(ahead[1] + d * int64_t{sizeof(Sum)});
         for (int i = 0; i < kQ; ++i) {
-            const auto& query = *reinterpret_cast<const Lanes<Sum>*>(queries + i * kWidth + d);
+            F::load8(queries[i] + d, query);
             sums[i][0] += reinterpret_cast<Lanes<Sum>>(reinterpret_cast<Bits>(query - row0) & magnitude);
             sums[i][1] += reinterpret_cast<Lanes<Sum>>(reinterpret_cast<Bits>(query - row1) & magnitude);
         }
@@ -115,28 +148,32 @@ void add_distances(const Sum* queries, const Sum* rows, int64_t width, Sum* dist
 // Tile t of class k against its queries number [first, last).
 template <typename Sum>
 void compare(const NearestArgs& a, const Workspace& space, int64_t k, int64_t t, int64_t first, int64_t last) {
-    alignas(64) Sum queries[kQueries * kWidth], rows[kRows * kWidth], distances[kQueries * kRows] = {};
-    const int64_t num_queries = last - first, row0 = t * kRows;
-    const int64_t num_rows = std::min(kRows, filled_rows(a, k) - row0);
+    alignas(64) Sum query_space[kQueries * kWidth], row_space[kRows * kWidth], distances[kQueries * kRows] = {};
+    const Sum *queries[kQueries], *rows[kRows + 1];
+    const char* ahead[kRows + 1];
+    const int64_t num_queries = last - first, row0 = t * kRows, start = first_row(a, k), filled = filled_rows(a, k);
+    const int64_t num_rows = std::min(kRows, filled - row0);
     for (int64_t d = 0; d < a.D; d += kWidth) {
         const int64_t width = std::min(kWidth, a.D - d), padded = (width + kLanes - 1) / kLanes * kLanes;
         for (int64_t i = 0; i < num_queries; ++i) {
-            pack_query(a, space.order[first + i], d, width, padded, queries + i * kWidth);
+            queries[i] = query_block(a, space.order[first + i], d, width, padded, query_space + i * kWidth);
         }
         for (int64_t j = 0; j < num_rows; ++j) {
-            pack_row(a, first_row(a, k) + row0 + j, d, width, padded, rows + j * kWidth);
+            rows[j] = row_block(a, start + row0 + j, d, width, padded, row_space + j * kWidth);
+            ahead[j] = ahead_of(a, start, row0 + j, filled, d);
         }
-        if (num_rows % 2) std::fill_n(rows + num_rows * kWidth, padded, Sum{0});  // a pair's other row, never looked at
+        // Of an odd number, the last pair's other row: never looked at.
+        rows[num_rows] = rows[num_rows - 1], ahead[num_rows] = ahead[num_rows - 1];
         for (int64_t j = 0; j < num_rows; j += 2) {
-            const Sum* pair = rows + j * kWidth;
+            Sum* out = distances + j;
             int64_t i = 0;
             for (; i + 4 <= num_queries; i += 4) {
-                add_distances<Sum, 4>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+                add_distances<Sum, 4>(queries + i, rows + j, ahead + j, padded, out + i * kRows);
             }
             for (; i + 2 <= num_queries; i += 2) {
-                add_distances<Sum, 2>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+                add_distances<Sum, 2>(queries + i, rows + j, ahead + j, padded, out + i * kRows);
             }
-            if (i < num_queries) add_distances<Sum, 1>(queries + i * kWidth, pair, padded, distances + i * kRows + j);
+            if (i < num_queries) add_distances<Sum, 1>(queries + i, rows + j, ahead + j, padded, out + i * kRows);
         }
     }
     for (int64_t i = 0; i < num_queries; ++i) {
@@ -163,11 +200,11 @@ void pick(const NearestArgs& a, const Workspace& space, int64_t n) {
         std::fill_n(signs, a.D, int8_t{0});
         return;
     }
-    alignas(64) Sum query[kWidth], row[kWidth];
+    alignas(64) Sum query_space[kWidth], row_space[kWidth];
     for (int64_t d = 0; d < a.D; d += kWidth) {
         const int64_t width = std::min(kWidth, a.D - d);
-        pack_query(a, n, d, width, width, query);
-        pack_row(a, first_row(a, a.classes[n]) + nearest.row, d, width, width, row);
+        const Sum* query = query_block(a, n, d, width, width, query_space);
+        const Sum* row = row_block(a, first_row(a, a.classes[n]) + nearest.row, d, width, width, row_space);
         for (int64_t i = 0; i < width; ++i)
             signs[d + i] = static_cast<int8_t>((query[i] > row[i]) - (query[i] < row[i]));
     }
@@ -188,6 +225,23 @@ void compare_shares(const NearestArgs& a, int64_t begin, int64_t end) {
             }
         }
     }
+}
+
+// Row n of the gradient.
+template <typename F>
+void scale_signs(const NearestBackwardArgs& a, int64_t n) {
+    using Stored = typename F::Stored;
+    using Sum = typename F::Sum;
+    Stored* to = static_cast<Stored*>(a.grad_queries) + n * a.D;
+    if (a.rows[n] < 0) {
+        // Not a product with 0: what came from an infinite distance may be infinite or NaN.
+        std::fill_n(to, a.D, Stored{});
+        return;
+    }
+    const Sum scale = static_cast<const Sum*>(a.grad)[n * a.grad_stride];
+    const int8_t* signs = a.signs + n * a.D;
+    const Stored above = F::store(scale), below = F::store(scale * Sum{-1}), equal = F::store(scale * Sum{0});
+    for (int64_t d = 0; d < a.D; ++d) to[d] = signs[d] > 0 ? above : signs[d] < 0 ? below : equal;
 }
 
 }  // namespace
@@ -223,6 +277,12 @@ SIMFAST_CLONES void nearest_pick_cpu(const NearestArgs& a, int64_t begin, int64_
             pick<float>(a, space, n);
         }
     }
+}
+
+SIMFAST_CLONES void nearest_backward_cpu(const NearestBackwardArgs& a, int64_t begin, int64_t end) {
+    with_dtype(a.queries_dtype, [&](auto f) {
+        for (int64_t n = begin; n < end; ++n) scale_signs<decltype(f)>(a, n);
+    });
 }
 
 }  // namespace simfast

@@ -138,11 +138,6 @@ def _backward(ctx, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | Non
     return torch.ops.simfast.nearest_l1_backward.default(grad, rows, signs, ctx.dtype), None, None, None, None, None
 
 
-def _backward_on_cpu(grad: Tensor, rows: Tensor, signs: Tensor, dtype: torch.dtype) -> Tensor:
-    # Not a product with 0: what came from an infinite distance may be infinite or NaN.
-    return torch.where(rows[:, None] >= 0, grad[:, None] * signs, 0).to(dtype)
-
-
 def _backward_on_cuda(grad: Tensor, rows: Tensor, signs: Tensor, dtype: torch.dtype) -> Tensor:
     return _triton().backward(grad, rows, signs, dtype)
 
@@ -152,10 +147,6 @@ def _no_second_backward(ctx, grad: Tensor) -> None:
 
 
 if library.available():
-    torch.library.define(
-        "simfast::nearest_l1_backward", "(Tensor grad, Tensor rows, Tensor signs, ScalarType dtype) -> Tensor"
-    )
-    torch.library.impl("simfast::nearest_l1_backward", "CPU", _backward_on_cpu)
     torch.library.impl("simfast::nearest_l1_backward", "CUDA", _backward_on_cuda)
     torch.library.impl("simfast::nearest_l1", "CUDA", _on_cuda)
 

@@ -225,6 +225,52 @@ void check_slots(int64_t B, int64_t G) {
     for (int64_t i = 0; i < B * S; ++i) require((rows.get()[i] >= 0) == (grad.get()[i] > 0), "a gradient is missing");
 }
 
+// Three ragged classes in one bank, counts and starts that lead outside of it, and queries of no class.
+template <typename Q, typename B>
+void check_nearest(Dtype queries_dtype, Dtype bank_dtype, int64_t D, int64_t stride) {
+    const int64_t N = 45, T = 41, R = 35, sum_bytes = queries_dtype == Dtype::f64 ? 8 : 4;
+    Array<Q> queries((N - 1) * D * stride + (D - 1) * stride + 1);
+    Array<B> bank((T - 1) * D * stride + (D - 1) * stride + 1);
+    for (int64_t i = 0; i < queries.size; ++i) queries.get()[i] = static_cast<Q>(i % 7);
+    for (int64_t i = 0; i < bank.size; ++i) bank.get()[i] = static_cast<B>(i % 5);
+    Array<int64_t> classes(N), starts(4), filled(4);
+    for (int64_t n = 0; n < N; ++n) classes.get()[n] = n % 6 - 1;  // -1 and 4 have no bank
+    const int64_t first[] = {0, 17, 30, -1}, count[] = {17, INT64_MAX, 1000, 3};
+    std::copy_n(first, 4, starts.get());
+    std::copy_n(count, 4, filled.get());
+    Array<char> distances(N * sum_bytes);
+    Array<int64_t> rows(N);
+    Array<int8_t> signs(N * D);
+    NearestArgs a{queries.get(), queries_dtype, D * stride,   stride,        classes.get(), bank.get(),
+                  bank_dtype,    D * stride,    stride,       starts.get(),  filled.get(),  N,
+                  4,             T,             D,            R,             distances.get(), rows.get(),
+                  signs.get(),   nullptr};
+    Array<char> space(nearest_workspace_cpu(a));
+    a.workspace = space.get();
+    nearest_group_cpu(a, 0, 1);
+    in_two_threads(kNearestShares, [&](int64_t b, int64_t e) { nearest_compare_cpu(a, b, e); });
+    in_two_threads(N, [&](int64_t b, int64_t e) { nearest_pick_cpu(a, b, e); });
+    for (int64_t n = 0; n < N; ++n) {
+        const int64_t k = classes.get()[n], most[] = {17, 24, 11, 0}, row = rows.get()[n];
+        const bool any = k >= 0 && k < 3;
+        require(any ? row >= 0 && row < most[k] : row == -1, "a nearest row outside its class");
+    }
+    Array<int64_t> again(N);
+    a.rows = again.get();
+    nearest_compare_cpu(a, 0, kNearestShares);
+    nearest_pick_cpu(a, 0, N);
+    require(again == rows, "nearest rows depend on the split");
+
+    Array<Q> grad_queries(N * D);
+    NearestBackwardArgs g{distances.get(), 1, rows.get(), signs.get(), N, D, grad_queries.get(), queries_dtype};
+    in_two_threads(N, [&](int64_t b, int64_t e) { nearest_backward_cpu(g, b, e); });
+    Array<Q> junk(N * D);
+    std::memset(static_cast<void*>(junk.get()), 0x3C, N * D * sizeof(Q));
+    g.grad_queries = junk.get();
+    nearest_backward_cpu(g, 0, N);
+    require(junk == grad_queries, "gradient depends on what was there before");
+}
+
 }  // namespace
 
 int main() {
@@ -266,6 +312,15 @@ int main() {
     }
     for (const int64_t B : {1, 3}) {
         for (const int64_t G : {0, 2, 8}) check_slots(B, G);
+    }
+    for (const int64_t D : {1, 8, 255, 257, 530}) {
+        for (const int64_t stride : {1, 2}) {
+            check_nearest<float, float>(Dtype::f32, Dtype::f32, D, stride);
+            check_nearest<float, uint16_t>(Dtype::f32, Dtype::bf16, D, stride);
+            check_nearest<uint16_t, uint16_t>(Dtype::bf16, Dtype::f16, D, stride);
+            check_nearest<uint16_t, float>(Dtype::f16, Dtype::f32, D, stride);
+            check_nearest<double, double>(Dtype::f64, Dtype::f64, D, stride);
+        }
     }
     std::puts("all CPU kernels ran");
 }
