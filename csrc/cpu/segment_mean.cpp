@@ -180,36 +180,54 @@ typename F::Stored gradient(typename F::Sum grad_mean, int32_t count) {
     return F::store(grad_mean / static_cast<typename F::Sum>(std::max(count, 1)));
 }
 
-// Fills plane[begin..end) in whole blocks: what runs over the end is overwritten by the runs after it. Only at the end
-// of the plane, which nothing comes after, single values are written.
-template <typename Stored>
-void fill_run(Stored* plane, int64_t begin, int64_t end, int64_t pixels, Stored value) {
+// Fills pixels [begin, end) of kPlanes planes, each with its value, in whole blocks: what runs over the end is
+// overwritten by the runs after it. Only at the end of the planes, which nothing comes after, single values are
+// written.
+template <int64_t kPlanes, typename Stored>
+void fill_run(Stored* planes, int64_t stride, int64_t begin, int64_t end, int64_t pixels, const Stored* values) {
     constexpr int64_t kBlock = 32 / sizeof(Stored);
     for (; begin < end && begin + kBlock <= pixels; begin += kBlock) {
-        for (int64_t i = 0; i < kBlock; ++i) plane[begin + i] = value;
+        for (int64_t k = 0; k < kPlanes; ++k) {
+            const Stored value = values[k];
+            for (int64_t i = 0; i < kBlock; ++i) planes[k * stride + begin + i] = value;
+        }
     }
-    for (; begin < end; ++begin) plane[begin] = value;
+    for (; begin < end; ++begin) {
+        for (int64_t k = 0; k < kPlanes; ++k) planes[k * stride + begin] = values[k];
+    }
+}
+
+// Planes [c, c + kPlanes). They share one walk over the runs, whose lengths no processor can foresee: it goes astray
+// once a run, not once a run and plane. `values`: room for [num_segments + 1][kPlanes].
+template <typename F, int64_t kPlanes>
+void write_some_planes(const SegmentMeanBackwardArgs& a, int64_t b, int64_t c, const Runs& list,
+                       typename F::Stored* values) {
+    using Stored = typename F::Stored;
+    const auto* grads = static_cast<const typename F::Sum*>(a.grad_means) + b * a.num_segments * a.C;
+    const int32_t* counts = a.counts + b * a.num_segments;
+    for (int64_t s = 0; s < a.num_segments; ++s) {
+        for (int64_t k = 0; k < kPlanes; ++k) values[s * kPlanes + k] = gradient<F>(grads[s * a.C + c + k], counts[s]);
+    }
+    const Stored* zeros = std::fill_n(values + a.num_segments * kPlanes, kPlanes, Stored{0}) - kPlanes;
+    Stored* planes = static_cast<Stored*>(a.grad_features) + b * a.stride_b + c * a.stride_c;
+    const int64_t pixels = a.H * a.W;
+    int64_t p = 0;
+    for (int32_t r = 0; r < *list.count; ++r) {
+        const Run run = list.runs[r];
+        if (p < run.begin) fill_run<kPlanes>(planes, a.stride_c, p, run.begin, pixels, zeros);
+        fill_run<kPlanes>(planes, a.stride_c, run.begin, run.end, pixels, values + run.segment * kPlanes);
+        p = run.end;
+    }
+    fill_run<kPlanes>(planes, a.stride_c, p, pixels, pixels, zeros);
 }
 
 template <typename F>
 void write_planes(const SegmentMeanBackwardArgs& a, int64_t b, int64_t c0, int64_t c1, const Runs& list) {
-    using Stored = typename F::Stored;
-    const auto* grads = static_cast<const typename F::Sum*>(a.grad_means) + b * a.num_segments * a.C;
-    const int32_t* counts = a.counts + b * a.num_segments;
-    const int64_t pixels = a.H * a.W;
-    std::vector<Stored> values(a.num_segments);
-    for (int64_t c = c0; c < c1; ++c) {
-        for (int64_t s = 0; s < a.num_segments; ++s) values[s] = gradient<F>(grads[s * a.C + c], counts[s]);
-        Stored* plane = static_cast<Stored*>(a.grad_features) + b * a.stride_b + c * a.stride_c;
-        int64_t p = 0;
-        for (int32_t r = 0; r < *list.count; ++r) {
-            const Run run = list.runs[r];
-            if (p < run.begin) fill_run(plane, p, run.begin, pixels, Stored{0});
-            fill_run(plane, run.begin, run.end, pixels, values[run.segment]);
-            p = run.end;
-        }
-        fill_run(plane, p, pixels, pixels, Stored{0});
-    }
+    constexpr int64_t kPlanes = 4;
+    std::vector<typename F::Stored> values((a.num_segments + 1) * kPlanes);
+    int64_t c = c0;
+    for (; c + kPlanes <= c1; c += kPlanes) write_some_planes<F, kPlanes>(a, b, c, list, values.data());
+    for (; c < c1; ++c) write_some_planes<F, 1>(a, b, c, list, values.data());
 }
 
 // The table [B, S, C] of all values a channels-last gradient holds.

@@ -28,6 +28,11 @@ __device__ __forceinline__ uint4 pack(const float (&values)[16 / sizeof(Value)])
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// What a segment's pixels get; 0 from a segment that has no pixel.
+__device__ __forceinline__ float quotient(float grad_mean, int32_t count) {
+    return count > 0 ? grad_mean / static_cast<float>(count) : 0.0f;
+}
+
 // A quarter of a table row: four channels of one segment.
 __device__ __forceinline__ float4 four_channels(const float* table, int32_t row, int quarter) {
     return *reinterpret_cast<const float4*>(table + row * kTablePitch + quarter * 4);
@@ -36,9 +41,9 @@ __device__ __forceinline__ float4 four_channels(const float* table, int32_t row,
 // Planes. A group is 16 channels class_stride apart, whose planes start at the same place within 16 bytes: a thread
 // takes the segments of one 16-byte chunk of pixels into registers and serves all 16 channels with them. The quotients
 // stand in a table [segment][channel] in shared memory, its last row the zeros of pixels without a segment. The bound
-// on blocks tells the compiler that 128 registers are fine: left alone it spills a few to save some.
+// on blocks tells the compiler that 128 registers are fine, or more without the table: left alone it spills a few.
 template <typename Value, bool kInShared>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kInShared ? 2 : 1)
     segment_mean_backward_planes_kernel(const __grid_constant__ SegmentMeanBackwardArgs a, BackwardPlan plan,
                                         SegmentMap map) {
     SIMFAST_DYNAMIC_SHARED(dynamic);
@@ -51,14 +56,26 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int32_t first_channel = group / plan.class_stride * kChannels * plan.class_stride + group % plan.class_stride;
     const float* grad_means = static_cast<const float*>(a.grad_means) + b * S * a.C;
     const int32_t* counts = a.counts + b * S;
-    // Channel i of the group for segment s; 0 for a segment that has no pixel or a channel that does not exist.
-    const auto quotient = [&](int32_t s, int i) {
-        const int32_t c = first_channel + i * plan.class_stride, count = s < S ? counts[s] : 0;
-        return count > 0 && c < C ? grad_means[s * a.C + c] / static_cast<float>(count) : 0.0f;
-    };
+    const auto exists = [&](int32_t s, int32_t c) { return s < S && c < C; };
+    const auto channel = [&](int i) { return first_channel + i * plan.class_stride; };
     if constexpr (kInShared) {
-        for (int i = threadIdx.x; i < (S + 1) * kChannels; i += kThreads) {
-            table[i / kChannels * kTablePitch + i % kChannels] = quotient(i / kChannels, i % kChannels);
+        // Both loads of kTogether quotients are in flight before the first division.
+        constexpr int kTogether = 8;
+        const int size = (S + 1) * kChannels;
+        for (int first = threadIdx.x; first < size; first += kTogether * kThreads) {
+            int32_t count[kTogether];
+            float mean[kTogether];
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) {
+                const int i = first + j * kThreads, s = i / kChannels, c = channel(i % kChannels);
+                count[j] = exists(s, c) ? __ldg(counts + s) : 0;
+                mean[j] = exists(s, c) ? __ldg(grad_means + s * a.C + c) : 0.0f;
+            }
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) {
+                const int i = first + j * kThreads;
+                if (i < size) table[i / kChannels * kTablePitch + i % kChannels] = quotient(mean[j], count[j]);
+            }
         }
         __syncthreads();
     }
@@ -69,12 +86,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int32_t chunk = block * kThreads + threadIdx.x; chunk < chunks; chunk += plan.blocks * kThreads) {
         const int64_t first = int64_t{chunk} * kPerChunk - shift;
         const bool whole = first >= 0 && first + kPerChunk <= plan.pixels;
+        RawSegment raw[kPerChunk];
+        map.fetch(b, first, 1, [&](int j) { return first + j >= 0 && first + j < plan.pixels; }, raw);
         int32_t rows[kPerChunk];
 #pragma unroll
         for (int j = 0; j < kPerChunk; ++j) {
-            const int64_t p = first + j;
-            const int64_t segment = p >= 0 && p < plan.pixels ? map.at(b, static_cast<int32_t>(p)) : -1;
-            rows[j] = segment >= 0 && segment < S ? static_cast<int32_t>(segment) : S;
+            const int32_t segment = raw[j].within(0, S);
+            rows[j] = segment >= 0 ? segment : S;
         }
 #pragma unroll 1
         for (int quarter = 0; quarter < kChannels / 4; ++quarter) {
@@ -86,16 +104,19 @@ __global__ void __launch_bounds__(kThreads, 2)
                     values[0][j] = v.x, values[1][j] = v.y, values[2][j] = v.z, values[3][j] = v.w;
                 } else {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) values[i][j] = quotient(rows[j], quarter * 4 + i);
+                    for (int i = 0; i < 4; ++i) {
+                        const int32_t s = rows[j], c = channel(quarter * 4 + i);
+                        values[i][j] = exists(s, c) ? quotient(grad_means[s * a.C + c], counts[s]) : 0.0f;
+                    }
                 }
             }
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int32_t c = first_channel + (quarter * 4 + i) * plan.class_stride;
+                const int32_t c = channel(quarter * 4 + i);
                 if (c >= C) break;
                 Value* plane = image + c * a.stride_c;
                 if (whole) {
-                    *reinterpret_cast<uint4*>(plane + first) = pack<Value>(values[i]);
+                    store_16(plane + first, pack<Value>(values[i]));
                     continue;
                 }
                 // The first and the last chunk of a plane hold pixels of its neighbours, which other blocks write.
@@ -108,12 +129,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 }
 
-// Pixels. A lane holds kPerLane channels of the current segment, ready to be stored, and changes them where the segment
-// changes, which is the same for the whole warp. kPerLane is 16 bytes' worth, or 1 where channels are not so aligned.
+// Pixels. A lane holds kPerLane channels of the run of pixels that the warp is in, ready to be stored. The gradients of
+// the run after it are on their way meanwhile, and every lane has loaded the count of its own pixel's segment before: a
+// new run waits for nothing but its divisions. kPerLane is 16 bytes' worth, or 1 where channels are not so aligned.
 template <typename Value, int kPerLane>
 __global__ void __launch_bounds__(kThreads)
     segment_mean_backward_pixels_kernel(const __grid_constant__ SegmentMeanBackwardArgs a, BackwardPlan plan,
                                         SegmentMap map) {
+    constexpr int kOfLoad = kPerLane > 1 ? 4 : 1, kLoads = kPerLane / kOfLoad;
+    using Load = Channels<float, kOfLoad>;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     unsigned place = blockIdx.x;
     const int32_t group = place % plan.groups, block = (place /= plan.groups) % plan.blocks;
@@ -121,32 +145,45 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t begin = (int64_t{block} * (kThreads / 32) + warp) * kPixelRun;
     if (begin >= plan.pixels) return;
     const int size = static_cast<int>(min(int64_t{kPixelRun}, plan.pixels - begin));
-    int32_t segment = -1;
-    if (lane < size) {
-        const int64_t read = map.at(b, static_cast<int32_t>(begin) + lane);
-        segment = read >= 0 && read < a.num_segments ? static_cast<int32_t>(read) : -1;
-    }
+    RawSegment raw[1];
+    map.fetch(b, begin + lane, 0, [&](int) { return lane < size; }, raw);
+    const int32_t segment = raw[0].within(0, static_cast<int32_t>(a.num_segments));
+    const int32_t pixels_of_segment = segment >= 0 ? __ldg(a.counts + b * a.num_segments + segment) : 0;
     const int32_t before = __shfl_up_sync(kFullWarp, segment, 1);
     const unsigned changed = __ballot_sync(kFullWarp, lane == 0 || segment != before);
+    const float* grad_means = static_cast<const float*>(a.grad_means) + b * a.num_segments * a.C + c;
     Value* out = static_cast<Value*>(a.grad_features) + b * a.stride_b + begin * a.stride_p + c;
-    float values[kPerLane] = {};
-    uint4 packed = make_uint4(0, 0, 0, 0);
-    for (int j = 0; j < size; ++j, out += a.stride_p) {
-        if (changed >> j & 1) {
-            const int32_t s = __shfl_sync(kFullWarp, segment, j);
-            const int32_t count = s >= 0 ? a.counts[b * a.num_segments + s] : 0;
-            const float* from = static_cast<const float*>(a.grad_means) + (b * a.num_segments + s) * a.C + c;
+
+    int32_t count = 0;
+    Load means[kLoads] = {};
+    const auto load_run = [&](int first) {
+        const int32_t s = __shfl_sync(kFullWarp, segment, first);
+        count = __shfl_sync(kFullWarp, pixels_of_segment, first);
+        if (s < 0 || c >= a.C) return;
+        const auto* from = reinterpret_cast<const Load*>(grad_means + s * a.C);
 #pragma unroll
-            for (int i = 0; i < kPerLane; ++i) {
-                values[i] = count > 0 && c + i < a.C ? from[i] / static_cast<float>(count) : 0.0f;
-            }
-            if constexpr (kPerLane > 1) packed = pack<Value>(values);
-        }
-        if (c >= a.C) continue;
+        for (int i = 0; i < kLoads; ++i) means[i] = from[i];
+    };
+    load_run(0);
+    for (int j = 0; j < size;) {
+        float values[kPerLane];
+#pragma unroll
+        for (int i = 0; i < kPerLane; ++i) values[i] = quotient(means[i / kOfLoad].at[i % kOfLoad], count);
+        const unsigned later = changed & ~bits_upto(j);
+        const int end = later ? min(__ffs(later) - 1, size) : size;
+        if (end < size) load_run(end);
         if constexpr (kPerLane > 1) {
-            *reinterpret_cast<uint4*>(out) = packed;
+            const uint4 packed = pack<Value>(values);
+#pragma unroll 4
+            for (; j < end; ++j, out += a.stride_p) {
+                if (c < a.C) store_16(out, packed);
+            }
         } else {
-            *out = from_float<Value>(values[0]);
+            const Value value = from_float<Value>(values[0]);
+#pragma unroll 4
+            for (; j < end; ++j, out += a.stride_p) {
+                if (c < a.C) *out = value;
+            }
         }
     }
 }
@@ -174,8 +211,8 @@ template <typename Value>
 const char* run_pixels(const SegmentMeanBackwardArgs& a, cudaStream_t stream) {
     constexpr int kWide = 16 / sizeof(Value);
     const auto on_16_bytes = [](int64_t elements) { return elements * sizeof(Value) % 16 == 0; };
-    const bool wide = reinterpret_cast<uintptr_t>(a.grad_features) % 16 == 0 && a.C % kWide == 0 &&
-                      on_16_bytes(a.stride_b) && on_16_bytes(a.stride_p);
+    const auto addresses = reinterpret_cast<uintptr_t>(a.grad_features) | reinterpret_cast<uintptr_t>(a.grad_means);
+    const bool wide = addresses % 16 == 0 && a.C % kWide == 0 && on_16_bytes(a.stride_b) && on_16_bytes(a.stride_p);
     BackwardPlan plan{};
     plan.pixels = static_cast<int32_t>(a.H * a.W);
     plan.groups = static_cast<int32_t>(ceil_div(a.C, 32 * (wide ? kWide : 1)));

@@ -60,6 +60,13 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t{a} * b) >> 32); }
 inline void __threadfence() {}
 
+// cuda_pipeline_primitives.h.
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
+    host_cuda::copy_async(to, from, bytes);
+}
+inline void __pipeline_commit() { host_cuda::commit_copies(); }
+inline void __pipeline_wait_prior(size_t groups) { host_cuda::wait_for_copies(groups); }
+
 template <typename T>
 T __ldg(const T* p) {
     return *p;

@@ -5,7 +5,8 @@
 // speed. Block order, thread order, speeds and the points of giving way follow from one seed (seed 0: plain order). It
 // reports what hardware would hide or hang on: a barrier that part of a block never reaches or reaches at another line,
 // a lane missing from its own mask, a store past the end of the shared memory. Shared memory starts as poison in every
-// block. What it cannot show: speed, weak memory order.
+// block. Asynchronous copies land when they are waited for, the latest that hardware may, and under a seed at random as
+// soon as they start, the earliest. What it cannot show: speed, weak memory order.
 #pragma once
 
 #include <setjmp.h>
@@ -50,6 +51,13 @@ struct Warp {
     bool runs = true;
 };
 
+struct Copy {  // on its way to shared memory
+    void* to;
+    const void* from;
+    size_t bytes;
+    uint64_t group;
+};
+
 struct Block;
 struct Fibre {
     std::unique_ptr<char[]> stack;
@@ -60,6 +68,8 @@ struct Fibre {
     unsigned index;
     const uint64_t* waits_on;  // runs again once *waits_on > waits_past
     uint64_t waits_past;
+    std::vector<Copy> copies;
+    uint64_t copy_groups;  // committed
     Block* block;
 };
 
@@ -176,6 +186,25 @@ T shuffle(unsigned mask, T v, unsigned from, bool inside, int line) {
 }
 inline unsigned lane() { return machine.current->index & 31; }
 
+inline void copy_async(void* to, const void* from, size_t bytes) {
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes) stop("a misaligned copy");
+    if (seed && machine.random() % 2) {
+        std::memcpy(to, from, bytes);
+    } else {
+        machine.current->copies.push_back({to, from, bytes, machine.current->copy_groups});
+    }
+}
+inline void commit_copies() { ++machine.current->copy_groups; }
+// Lands the copies of all groups but the last `left` that this thread has committed.
+inline void wait_for_copies(uint64_t left) {
+    auto& copies = machine.current->copies;
+    const auto landed = std::partition_point(copies.begin(), copies.end(), [&](const Copy& copy) {
+        return copy.group + left < machine.current->copy_groups;
+    });
+    for (auto copy = copies.begin(); copy != landed; ++copy) std::memcpy(copy->to, copy->from, copy->bytes);
+    copies.erase(copies.begin(), landed);
+}
+
 // The one `__shared__` struct of a kernel, and its dynamic shared memory.
 inline void* static_shared(size_t bytes) {
     if (bytes > kStaticBytes) stop("static shared memory over 48 KiB");
@@ -217,6 +246,8 @@ inline void start(Block& block, unsigned linear, size_t dynamic_bytes) {
         f.index = i;
         f.thread = dim3(i % d.x, i / d.x % d.y, i / d.x / d.y);
         f.waits_on = nullptr;
+        f.copies.clear();
+        f.copy_groups = 0;
         f.block = &block;
         block.order[i] = i;
     }

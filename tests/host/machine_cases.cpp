@@ -1,5 +1,6 @@
 // Kernels that are wrong on purpose, and what the machine under the tests must say about each. Also its 16-bit floats.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "host_cuda.h"
 
@@ -7,6 +8,9 @@ namespace {
 
 struct Shared {
     int values[64];
+};
+struct alignas(16) Copied {
+    int values[256];
 };
 
 __global__ void part_of_a_block_waits_kernel() {
@@ -50,6 +54,32 @@ __global__ void neighbour_kernel(int* out, bool wait) {  // correct only with th
     if (wait) __syncthreads();
     out[blockIdx.x * 64 + threadIdx.x] = shared.values[63 - threadIdx.x];
 }
+// Each thread copies 16 bytes asynchronously and reads its neighbour's: right only with the wait and the barrier.
+__global__ void neighbour_copy_kernel(int* out, const int* values, bool wait) {
+    SIMFAST_SHARED(Copied, shared);
+    const unsigned t = threadIdx.x;
+    __pipeline_memcpy_async(shared.values + t * 4, values + t * 4, 16);
+    __pipeline_commit();
+    if (wait) __pipeline_wait_prior(0);
+    __syncthreads();
+    out[t] = shared.values[(63 - t) * 4];
+}
+// The first copy is waited for, the second is not: a wait is for all groups but the last ones.
+__global__ void two_copies_kernel(int* out, const int* values) {
+    SIMFAST_SHARED(Copied, shared);
+    const unsigned t = threadIdx.x;
+    shared.values[t * 4] = -1;
+    for (int i = 0; i < 2; ++i) {
+        __pipeline_memcpy_async(shared.values + t * 4, values + i * 4, 16);
+        __pipeline_commit();
+    }
+    __pipeline_wait_prior(1);
+    out[t] = shared.values[t * 4];
+}
+__global__ void misaligned_copy_kernel() {
+    SIMFAST_SHARED(Copied, shared);
+    __pipeline_memcpy_async(shared.values + 1, shared.values + 4, 16);
+}
 __global__ void sum_kernel(int* out) {  // early exits and a barrier for the rest, votes, shuffles
     if (threadIdx.x >= 48) return;
     const int voted = __syncthreads_count(threadIdx.x % 3 == 0);
@@ -69,6 +99,28 @@ int neighbour(bool wait, unsigned seed) {
     return wrong;
 }
 
+int neighbour_copy(bool wait, unsigned seed) {
+    host_cuda::seed = seed;
+    alignas(16) int values[256];
+    int out[64];
+    for (int i = 0; i < 256; ++i) values[i] = i;
+    SIMFAST_LAUNCH(neighbour_copy_kernel, 1, 64, 0, nullptr, out, values, wait);
+    int wrong = 0;
+    for (int i = 0; i < 64; ++i) wrong += out[i] != (63 - i) * 4;
+    host_cuda::seed = 0;
+    return wrong;
+}
+
+// How many of 64 threads saw the first of two copies, and how many the second.
+std::pair<int, int> two_copies(unsigned seed) {
+    host_cuda::seed = seed;
+    alignas(16) const int values[8] = {1, 1, 1, 1, 2, 2, 2, 2};
+    int out[64];
+    SIMFAST_LAUNCH(two_copies_kernel, 1, 64, 0, nullptr, out, values);
+    host_cuda::seed = 0;
+    return {std::count(out, out + 64, 1), std::count(out, out + 64, 2)};
+}
+
 }  // namespace
 
 #define CASE(name) m.def(#name, [] { SIMFAST_LAUNCH(name##_kernel, 1, 64, 64, nullptr); })
@@ -85,7 +137,10 @@ PYBIND11_MODULE(machine_cases, m) {
         SIMFAST_LAUNCH(unwritten_shared_kernel, 3, 64, 0, nullptr, out);
         return out[0] == out[63] && out[0] != 0 && out[0] != 7;
     });
+    CASE(misaligned_copy);
     m.def("neighbour", &neighbour);
+    m.def("neighbour_copy", &neighbour_copy);
+    m.def("two_copies", &two_copies);
     m.def("sum", [] {
         int out = -1;
         SIMFAST_LAUNCH(sum_kernel, 1, 64, 0, nullptr, &out);

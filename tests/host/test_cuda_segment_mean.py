@@ -19,6 +19,8 @@ SHAPES = {
     "one column": (1, 5, 77, 1, 4),
     "rows of 161": (1, 20, 91, 161, 118),
     "several channel groups": (1, 300, 17, 31, 20),
+    "the last group half full": (1, 104, 23, 29, 20),
+    "parts longer than the ring": (1, 2048, 33, 80, 8),
     "more segments than fit at once": (1, 16, 64, 64, 700),
     "more segments than pixels": (1, 9, 5, 7, 50),
 }
@@ -67,17 +69,37 @@ def test_same_bits_in_any_thread_order_and_layout(library, name):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_same_bits_at_any_address(shuffled, dtype):
+def test_same_bits_at_any_address(shuffled, dtype, layout):
     """Slices start anywhere within 16 bytes; NaN beside them is never read into a sum."""
-    features, segments = make((2, 19, 9, 7, 6), dtype)
-    expected, _ = means_of(shuffled, features, segments, 6)
-    for before in (1, 2, 3):
-        big = features.new_full((2, 19 + before + 1, 9 * 7), torch.nan)
-        view = big[:, before:-1].unflatten(2, (9, 7))
+    features, segments = make((2, 40, 9, 7, 6), dtype)
+    expected, _ = means_of(shuffled, features, segments, 6, layout)
+    for before in (1, 2, 3, 8):
+        if layout == "pixels":
+            big = features.new_full((2, 9, 7, 40 + before + 1), torch.nan)
+            view = big[..., before:-1].permute(0, 3, 1, 2)
+        else:
+            big = features.new_full((2, 40 + before + 1, 9 * 7), torch.nan)
+            view = big[:, before:-1].unflatten(2, (9, 7))
         view.copy_(features)
-        means, _ = shuffled.segment_mean(bits(view), str(dtype)[6:], False, segments.numpy(), 6)
+        means, _ = shuffled.segment_mean(bits(view), str(dtype)[6:], LAYOUTS[layout], segments.numpy(), 6)
         assert torch.equal(torch.from_numpy(means), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["several channel groups", "the last group half full"])
+def test_same_bits_whatever_memory_a_block_has(shuffled, name, layout):
+    """48 KiB take the segments in several windows; 99 KiB and more take two channels a lane out of 16-bit pixels."""
+    S = 60
+    features, segments = make((*SHAPES[name][:-1], S), torch.bfloat16)
+    results = []
+    for limit in (48, 99, 163, 227):
+        shuffled.limit_shared_memory(limit * 1024)
+        results.append(means_of(shuffled, features, segments, S, layout))
+    for means, counts in results[1:]:
+        assert torch.equal(means, results[0][0])
+        assert torch.equal(counts, results[0][1])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -108,6 +130,20 @@ def test_segments_of_any_dtype_and_strides(shuffled, dtype):
     means, found = means_of(shuffled, features, other, 5)
     assert torch.equal(means, expected)
     assert torch.equal(counts, found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_wrong_segment_is_followed(shuffled, layout):
+    segments = torch.tensor([[[0, -1, 1, -(2**63), 2**32, 2**63 - 1, 2, 3, 2**31 + 1]]])
+    features, _ = make((1, 4, 1, 9, 3), torch.float32)
+    means, counts = means_of(shuffled, features, segments, 3, layout)
+    assert counts.tolist() == [[1, 1, 1]]
+    assert torch.equal(means[0], features[0, :, 0, [0, 2, 6]].T)
+    ones, none = np.ones((1, 3, 4), np.float32), [1, 3, 4, 5, 7, 8]
+    grad = shuffled.segment_mean_backward(ones, counts.numpy(), segments.numpy(), "float32", LAYOUTS[layout], 0)
+    grad = grad.reshape(9, 4).T if layout == "pixels" else grad.reshape(4, 9)
+    assert (grad[:, none] == 0).all()
+    assert (np.delete(grad, none, 1) == 1).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -20,6 +20,7 @@ def cases():
         ("lanes_in_two_collectives", "two different collectives"),
         ("store_past_the_end", "past the end of the static shared memory"),
         ("store_past_the_dynamic_end", "past the end of the dynamic shared memory"),
+        ("misaligned_copy", "a misaligned copy"),
     ],
 )
 def test_a_wrong_kernel_is_reported(cases, case, message):
@@ -36,6 +37,20 @@ def test_a_missing_barrier_shows(cases):
     assert cases.neighbour(False, 0) > 0
     assert cases.neighbour(False, 1) > 0
     assert [cases.neighbour(True, seed) for seed in range(5)] == [0] * 5
+
+
+def test_an_asynchronous_copy_may_land_at_once_and_must_be_waited_for(cases):
+    assert cases.neighbour_copy(False, 0) == 64
+    assert 0 < cases.neighbour_copy(False, 1) < 64
+    assert [cases.neighbour_copy(True, seed) for seed in range(5)] == [0] * 5
+
+
+def test_a_wait_leaves_the_last_groups_under_way(cases):
+    assert cases.two_copies(0) == (64, 0)
+    first, second = cases.two_copies(1)
+    assert first > 0
+    assert second > 0
+    assert first + second == 64
 
 
 def test_half_is_ieee_half(cases):
