@@ -81,29 +81,24 @@ __device__ __forceinline__ Links enter_runs(const Runs& runs, const Unit& unit, 
     return Links(alike, unit, things, a.connectivity == 8);
 }
 
+__device__ __forceinline__ int32_t area_in(int32_t entry) { return entry & 0xFFFF; }
+
 // Once all unions are made: settles the runs of a unit and adds up areas. Returns the pixels that are roots.
 __device__ __forceinline__ unsigned measure_runs(const Runs& runs, const Unit& unit, int32_t* stuff_areas) {
-    const unsigned starts = runs.starts[unit.p / kUnit] & unit.inside;
     unsigned roots = 0;
-    // A unit's first pixel has an entry even where no run starts: pixels are written by way of it.
-    for (unsigned rest = starts | (unit.inside & 1); rest; rest &= rest - 1) {
-        const bool is_start = starts & rest & -rest;
-        const int p = unit.p + __ffs(rest) - 1, node = is_start ? p : runs.first_of(p);
-        const int32_t before = load_volatile(runs.entry + node);
-        if (before < 0) {
-            if (!is_start) runs.entry[p] = before;
-            if (is_start && final_slot(before) >= 0) atomicAdd(stuff_areas + final_slot(before), runs.length_from(p));
+    for (unsigned rest = runs.starts[unit.p / kUnit] & unit.inside; rest; rest &= rest - 1) {
+        const int p = unit.p + __ffs(rest) - 1, length = runs.length_from(p);
+        const int32_t own = load_volatile(runs.entry + p);
+        if (own < 0) {
+            if (final_slot(own) >= 0) atomicAdd(stuff_areas + final_slot(own), length);
             continue;
         }
-        const int root = runs.settle(p, node);
-        if (!is_start) continue;
-        atomicAdd(runs.entry + root, runs.length_from(p));
+        const int root = runs.settle(p, p);
+        atomicAdd(runs.entry + root, length);
         if (root == p) roots |= rest & -rest;
     }
     return roots;
 }
-
-__device__ __forceinline__ int32_t area_in(int32_t entry) { return entry & 0xFFFF; }
 
 // regions_small.cu: does the map fit a block's shared memory whole, and the one launch for such maps.
 bool regions_is_small(const RegionsArgs& a);

@@ -105,16 +105,11 @@ __global__ void __launch_bounds__(kTileThreads)
 
     unsigned roots = 0;
     if (owner) {
-        const unsigned starts = tile.starts[threadIdx.x] & unit.inside;
-        // A unit's first pixel has an entry even where no run starts: pixels are written by way of it.
-        for (unsigned rest = starts | (unit.inside & 1); rest; rest &= rest - 1) {
-            const int i = __ffs(rest) - 1, p = unit.p + i, node = starts >> i & 1 ? p : runs.first_of(p);
-            if (active >> i & 1) {
-                roots |= unsigned{runs.settle(p, node) == p} << i;
-            } else {
-                tile.entry[p] = kBackground;
-            }
+        for (unsigned rest = tile.starts[threadIdx.x] & active; rest; rest &= rest - 1) {
+            const int p = unit.p + __ffs(rest) - 1;
+            if (runs.settle(p, p) == p) roots |= rest & -rest;
         }
+        runs.settle_first(unit);
     }
     put_root_bits(workspace.bits + b * tiling.bitmap_words(), tiling, at, roots);
     const int num_roots = __reduce_add_sync(kFullWarp, __popc(roots));

@@ -71,7 +71,11 @@ __global__ void __launch_bounds__(kTileThreads)
     __syncthreads();  // unions look up runs, and climb through entries, of other warps
     runs.unite_links(unit, links);
     __syncthreads();  // roots are final
-    const unsigned roots = owner ? measure_runs(runs, unit, tile.stuff_areas) : 0u;
+    unsigned roots = 0;
+    if (owner) {
+        roots = measure_runs(runs, unit, tile.stuff_areas);
+        runs.settle_first(unit);
+    }
     put_root_bits(workspace.bits + b * tiling.bitmap_words(), tiling, at, roots);
     __syncthreads();  // areas are final
 

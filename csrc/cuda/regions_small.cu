@@ -16,10 +16,19 @@ constexpr int kBatch = 8;            // pixels of one thread whose loads are in 
 constexpr int kSmallPixels = 32768;  // padding included: what runs.cuh can number
 constexpr int64_t kSmallSlots = 1 << 20;
 
+// A component's place among those of its thing: by area, then by the earlier root; no two keys of a thing are equal.
+struct alignas(8) Listed {
+    unsigned key;
+    int32_t thing;
+};
+constexpr int kListed = 256;  // as many are compared with each other at once; more are selected rank by rank
+
 struct SmallShared {
     ClassTable table;
     int32_t stuff_areas[kMaxClasses];
     unsigned best[3][kMaxClasses];
+    int32_t num_roots;
+    Listed listed[kListed];
 };
 
 // Rows padded to whole units. unit / units without a division: with m = ceil(2^31 / units), the product unit * m / 2^31
@@ -105,40 +114,87 @@ __device__ __forceinline__ void write_segments(const Runs& runs, const MapPitch&
     });
 }
 
-// The next largest component of every class at once, until none is left or all ranks are given.
-__device__ __forceinline__ void select_components(SmallShared& shared, const SmallMap& map, const RegionsArgs& a,
-                                                  int units, int32_t* areas) {
-    int32_t* entry = map.runs.entry;
-    // Keys order by area, then by the earlier root; no two are equal.
-    const auto key_of = [&](int p) { return static_cast<unsigned>(area_in(entry[p])) << 15 | (kSmallPixels - 1u - p); };
-    for (int rank = 0; rank < a.max_instances; ++rank) {
-        unsigned* best = shared.best[rank % 3];
-        bool any = false;
-        for (int unit = threadIdx.x; unit < units; unit += kThreads) {
-            for (unsigned rest = map.roots[unit]; rest; rest &= rest - 1) {
-                const int p = unit * kUnit + __ffs(rest) - 1;
-                unsigned* of_class = best + map.classes[p] - a.num_stuff;
-                any = true;
-                // Reading first keeps most roots of a noisy map away from the one address.
-                if (key_of(p) > load_volatile(of_class)) atomicMax(of_class, key_of(p));
-            }
+// Gives slots to the largest components of each thing.
+struct Selection {
+    SmallShared& shared;
+    const SmallMap& map;
+    const RegionsArgs& a;
+    int32_t* areas;
+    unsigned units;
+
+    __device__ __forceinline__ unsigned key_of(int p) const {
+        return static_cast<unsigned>(area_in(map.runs.entry[p])) << 15 | (kSmallPixels - 1u - p);
+    }
+    __device__ __forceinline__ int thing_of(int p) const { return map.classes[p] - a.num_stuff; }
+    __device__ __forceinline__ void give(int p, int thing, int rank) const {
+        const int64_t slot = slot_of(a, thing, rank);
+        areas[slot] = area_in(map.runs.entry[p]);
+        map.runs.entry[p] = final_entry(slot);
+    }
+
+    // All at once: a component's rank is the number of larger ones. For up to kListed components.
+    __device__ __forceinline__ void by_counting() const {
+        const int own = threadIdx.x, num_roots = shared.num_roots;
+        Listed listed{};
+        int p = 0;
+        if (own < num_roots) {
+            p = static_cast<int>(shared.listed[own].key);
+            listed = {key_of(p), thing_of(p)};
+            shared.listed[own] = listed;
         }
-        if (!__syncthreads_or(any)) break;
-        for (int unit = threadIdx.x; unit < units; unit += kThreads) {
-            unsigned left = map.roots[unit];
-            for (unsigned rest = left; rest; rest &= rest - 1) {
-                const int p = unit * kUnit + __ffs(rest) - 1, thing = map.classes[p] - a.num_stuff;
-                if (key_of(p) != best[thing]) continue;
-                const int64_t slot = slot_of(a, thing, rank);
-                areas[slot] = area_in(entry[p]);
-                entry[p] = final_entry(slot);
-                left &= ~(rest & -rest);
-            }
-            map.roots[unit] = static_cast<uint16_t>(left);
+        __syncthreads();  // keys stand where the roots were
+        if (own >= num_roots) return;
+        int rank = 0;
+#pragma unroll 4
+        for (int i = 0; i < num_roots; ++i) {
+            const Listed other = shared.listed[i];
+            rank += other.thing == listed.thing && other.key > listed.key;
         }
-        // Three sets of maxima, so that one barrier a rank is enough: the set of rank + 2 was last read before the
-        // barrier above, and is first written after the next one.
-        if (threadIdx.x < kMaxClasses) shared.best[(rank + 2) % 3][threadIdx.x] = 0;
+        if (rank < a.max_instances) give(p, listed.thing, rank);
+    }
+
+    // The next largest of every thing at once, until none is left or all ranks are given.
+    __device__ __forceinline__ void rank_by_rank() const {
+        for (int rank = 0; rank < a.max_instances; ++rank) {
+            unsigned* best = shared.best[rank % 3];
+            bool any = false;
+            for (unsigned unit = threadIdx.x; unit < units; unit += kThreads) {
+                for (unsigned rest = map.roots[unit]; rest; rest &= rest - 1) {
+                    const int p = unit * kUnit + __ffs(rest) - 1;
+                    unsigned* of_thing = best + thing_of(p);
+                    any = true;
+                    // Reading first keeps most roots of a noisy map away from the one address.
+                    if (key_of(p) > load_volatile(of_thing)) atomicMax(of_thing, key_of(p));
+                }
+            }
+            if (!__syncthreads_or(any)) break;
+            for (unsigned unit = threadIdx.x; unit < units; unit += kThreads) {
+                unsigned left = map.roots[unit];
+                for (unsigned rest = left; rest; rest &= rest - 1) {
+                    const int p = unit * kUnit + __ffs(rest) - 1, thing = thing_of(p);
+                    if (key_of(p) != best[thing]) continue;
+                    give(p, thing, rank);
+                    left &= ~(rest & -rest);
+                }
+                map.roots[unit] = static_cast<uint16_t>(left);
+            }
+            // Three sets of maxima, so that one barrier a rank is enough: the set of rank + 2 was last read before the
+            // barrier above, and is first written after the next one.
+            if (threadIdx.x < kMaxClasses) shared.best[(rank + 2) % 3][threadIdx.x] = 0;
+        }
+    }
+};
+
+// What is to be written for the pixels of run `node`, as p's entry.
+__device__ __forceinline__ void finish(const Runs& runs, int p, int node) {
+    int32_t own = load_volatile(runs.entry + node);
+    if (own >= 0) {
+        // A root that was not selected still holds its area, or its owner was here and left -1: the same.
+        own = load_volatile(runs.entry + (own >> 16));
+        if (own >= 0) own = final_entry(-1);
+        runs.entry[p] = own;
+    } else if (p != node) {
+        runs.entry[p] = own;
     }
 }
 
@@ -158,8 +214,12 @@ __global__ void __launch_bounds__(kThreads)
         shared.stuff_areas[threadIdx.x] = 0;
         for (int i = 0; i < 3; ++i) shared.best[i][threadIdx.x] = 0;
     }
+#pragma unroll 1
     for (int64_t s = a.num_stuff + threadIdx.x; s < num_slots; s += kThreads) areas[s] = 0;
-    if (threadIdx.x == 0) runs.starts[units] = 1;  // the last row's end
+    if (threadIdx.x == 0) {
+        shared.num_roots = 0;
+        runs.starts[units] = 1;  // the last row's end
+    }
     __syncthreads();
     if (wide) {
         load_classes(labels, pitch, map.classes, [&](T label) { return search_class(a, label); });
@@ -181,23 +241,32 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();  // roots are final
     for (unsigned index = threadIdx.x; index < units; index += kThreads) {
         const Unit unit = unit_at(index, pitch, pitch.width);
-        map.roots[index] = static_cast<uint16_t>(measure_runs(runs, unit, shared.stuff_areas));
+        const unsigned roots = measure_runs(runs, unit, shared.stuff_areas);
+        map.roots[index] = static_cast<uint16_t>(roots);
+        for (unsigned rest = roots; rest; rest &= rest - 1) {
+            const int place = atomicAdd(&shared.num_roots, 1);
+            if (place < kListed) shared.listed[place].key = unit.p + __ffs(rest) - 1;
+        }
     }
     __syncthreads();  // areas are final
-    select_components(shared, map, a, units, areas);
+    const Selection selection{shared, map, a, areas, units};
+    if (shared.num_roots <= kListed) {
+        selection.by_counting();
+    } else {
+        selection.rank_by_rank();
+    }
     __syncthreads();  // slots are final
 
+#pragma unroll 1
     for (int s = threadIdx.x; s < a.num_stuff; s += kThreads) areas[s] = shared.stuff_areas[s];
     for (unsigned index = threadIdx.x; index < units; index += kThreads) {
         const Unit unit = unit_at(index, pitch, pitch.width);
-        for (unsigned rest = runs.starts[index] & unit.inside | 1u; rest; rest &= rest - 1) {
+        const unsigned starts = runs.starts[index] & unit.inside;
+        for (unsigned rest = starts; rest; rest &= rest - 1) {
             const int p = unit.p + __ffs(rest) - 1;
-            const int32_t own = load_volatile(runs.entry + p);
-            if (own < 0) continue;
-            // A root that was not selected still holds its area, or its owner was here and left -1: the same.
-            const int32_t root = load_volatile(runs.entry + (own >> 16));
-            runs.entry[p] = root < 0 ? root : final_entry(-1);
+            finish(runs, p, p);
         }
+        if (!(starts & 1)) finish(runs, unit.p, runs.first_of(unit.p));  // see Runs::settle_first
     }
     __syncthreads();  // every entry is final
     write_segments(runs, pitch, a.segments + static_cast<int64_t>(blockIdx.x) * pitch.width * pitch.height);

@@ -167,8 +167,21 @@ struct Runs {
         }
     }
 
-    // After settling, and a barrier: the entry that stands for pixel i of a unit, its run's or, where that started
-    // further left, the one left at the unit's first pixel.
+    // Pixels are looked up by way of their unit. So its first pixel has an entry even where it starts no run: this
+    // settles it like the run it belongs to.
+    __device__ __forceinline__ void settle_first(const Unit& unit) const {
+        if (!(unit.inside & 1) || starts[unit.p / kUnit] & 1) return;
+        const int node = first_of(unit.p);
+        const int32_t own = load_volatile(entry + node);
+        if (own < 0) {
+            entry[unit.p] = own;
+        } else {
+            settle(unit.p, node);
+        }
+    }
+
+    // After settling, and a barrier: the entry that stands for pixel i of a unit, its run's or that of the unit's first
+    // pixel.
     __device__ __forceinline__ int32_t entry_of(unsigned unit, unsigned i) const {
         const unsigned bits = (starts[unit] | 1u) & ((2u << i) - 1);
         return entry[unit * kUnit + 31 - __clz(bits)];
