@@ -12,6 +12,7 @@ namespace {
 #define SIMFAST_SMALL_THREADS 1024
 #endif
 constexpr int kThreads = SIMFAST_SMALL_THREADS;
+static_assert(kThreads % 32 == 0 && kThreads >= 256);
 constexpr int kBatch = 8;            // pixels of one thread whose loads are in flight together
 constexpr int kSmallPixels = 32768;  // padding included: what runs.cuh can number
 constexpr int64_t kSmallSlots = 1 << 20;
@@ -199,7 +200,7 @@ __device__ __forceinline__ void finish(const Runs& runs, int p, int node) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     regions_small_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, MapPitch pitch, bool wide) {
     SIMFAST_SHARED(SmallShared, shared);
     SIMFAST_DYNAMIC_SHARED(dynamic);

@@ -66,19 +66,17 @@ __device__ __forceinline__ unsigned equal_bits(const uint4& a, uint8_t byte) {
 // after the other narrows it. Bits of pixels without such a neighbour are anything.
 struct Alike {
     unsigned left = kFullWarp, up = kFullWarp, up_left = kFullWarp, up_right = kFullWarp;
-    bool goes_on = true;    // the last pixel equals the first of the next unit
     bool before_up = true;  // the pixel before the unit equals the one above it
 
     __device__ __forceinline__ void narrow(const uint8_t* plane, const Unit& unit) {
         const uint8_t *at = plane + unit.p, *over = plane + unit.above;
         const uint4 own = load_unit(at), row = load_unit(over);
-        const unsigned before = at[-1], row_before = over[-1], after = at[kUnit], row_after = over[kUnit];
+        const unsigned before = at[-1], row_before = over[-1], row_after = over[kUnit];
         left &= equal_bits(own, moved_in(before, own));
         up &= equal_bits(own, row);
         up_left &= equal_bits(own, moved_in(row_before, row));
         up_right &= equal_bits(own, uint4{__funnelshift_r(row.x, row.y, 8), __funnelshift_r(row.y, row.z, 8),
                                           __funnelshift_r(row.z, row.w, 8), row.w >> 8 | row_after << 24});
-        goes_on = goes_on && own.w >> 24 == after;
         before_up = before_up && before == row_before;
     }
 
@@ -100,9 +98,9 @@ struct Links {
         const unsigned left = alike.left & unit.with_left, up = alike.up & active;
         straight = straight_links<unsigned>(up, left, alike.before_up);
         if (!diagonal) return;
-        const unsigned goes_on = left >> 1 | unsigned{alike.goes_on} << (kUnit - 1);
         before = diagonal_links(up, left, alike.up_left & unit.with_left & active);
-        after = diagonal_links(up, goes_on & unit.with_right, alike.up_right & unit.with_right & active);
+        // Whether the run of the last pixel goes on is not looked up: at worst the next unit makes the same union.
+        after = diagonal_links(up, left >> 1, alike.up_right & unit.with_right & active);
     }
 };
 

@@ -16,7 +16,7 @@ constexpr int kTileUnits = kTilePixels / kUnit;
 #define SIMFAST_TILE_THREADS 256
 #endif
 constexpr int kTileThreads = SIMFAST_TILE_THREADS;
-static_assert(kTileThreads >= kTileUnits && kTileThreads % kTile == 0 && kTilePixels % kTileThreads == 0);
+static_assert(kTileThreads == kTileUnits || kTileThreads == 2 * kTileUnits);
 
 struct TilePitch {
     static constexpr int units = kTile / kUnit;

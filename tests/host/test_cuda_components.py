@@ -51,7 +51,7 @@ def test_equal_to_scikit_image(host, name, connectivity):
 @pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("column", [0, 14, 62])
 def test_every_pattern_of_two_rows(shuffled, column, connectivity):
-    """At a row's start, over the border of two units and of two tiles; every third one over that of two tile rows too."""
+    """At a row's start, over the border of two units and that of two tiles; some over that of two rows of tiles."""
     check(shuffled, unit_patterns(column)[None], connectivity)
 
 

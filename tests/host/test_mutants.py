@@ -59,13 +59,6 @@ MUTANTS = {
         "alike.up_right & unit.with_right & active",
         "alike.up_right & active",
     ),
-    "a run is taken for ended by the unit": (
-        "components",
-        "components",
-        "cuda/runs.cuh",
-        "unsigned{alike.goes_on} << (kUnit - 1)",
-        "0u",
-    ),
     "seams skip a tile's corner": (
         "components",
         "components",
