@@ -13,8 +13,7 @@
 namespace simfast {
 namespace {
 
-constexpr int kSeamThreads = 256, kNumberThreads = 1024, kNumberWords = 4, kWriteThreads = 256,
-              kWritePixels = 4;
+constexpr int kSeamThreads = 256, kNumberThreads = 1024, kNumberWords = 4, kWriteThreads = 256, kWritePixels = 4;
 constexpr int kMaxBands = 1024;  // of whole tile rows, one block each, to number
 
 // One image after the other: root bits, then how many roots each tile has.

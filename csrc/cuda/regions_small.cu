@@ -66,7 +66,8 @@ struct SmallMap {
 };
 
 // Calls use(x, y, whole) for batches of kBatch of this thread's pixels: column x and rows y, y + rows_at_once and so
-// on, of which those up to `height` are there; all of them if `whole`, a constant. No division and no condition a pixel.
+// on. All of them are in the map if `whole`, a constant, else those above `height`. So there is no division a pixel,
+// and hardly a condition.
 template <typename Use>
 __device__ __forceinline__ void for_own_pixels(const MapPitch& pitch, const Use& use) {
     const int columns = min(pitch.units * kUnit, kThreads), own_y = pitch.row(threadIdx.x / kUnit);

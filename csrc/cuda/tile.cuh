@@ -8,10 +8,9 @@ namespace simfast {
 
 constexpr int kTile = 64;  // rows and columns; 4,096 pixels, and 64 columns are two words of 32 root bits
 constexpr int kTilePixels = kTile * kTile;
-
 constexpr int kTileUnits = kTilePixels / kUnit;
 
-// Threads of a block that labels a tile: one a unit at least.
+// Threads of a block that labels a tile: one or two a unit.
 #ifndef SIMFAST_TILE_THREADS
 #define SIMFAST_TILE_THREADS 256
 #endif
@@ -146,7 +145,9 @@ __device__ __forceinline__ void unite_across_seam(const TypedMap<T>& labels, con
     const T label = at(0, along);
     if (!active(label)) return;
     const auto join = [&](int32_t position) {
-        const int32_t root = unite(nodes, pixel(0, along), pixel(1, position));
+        // From root to root, which unite() would not need: chains over many tiles stay short, and every pixel will
+        // follow them.
+        const int32_t root = unite(nodes, find_root(nodes, pixel(0, along)), find_root(nodes, pixel(1, position)));
         if (root >= 0) lost(root);
     };
     const bool before = along > 0 && at(0, along - 1) == label;
