@@ -29,17 +29,21 @@ SIMFAST_HD int32_t find_root(const Nodes& nodes, int32_t n) {
 
 // Returns the node that ceased to be a root, or -1 if both already had the same root. Over any interleaving each node
 // is returned at most once: only the first fetch_min that lowers a root sees it still pointing to itself.
+//
+// Only the higher node climbs. A root may hang below any smaller node, for its own tree holds none: neither a way to
+// the other root nor a further step is needed once the higher node is a root.
 template <typename Nodes>
 SIMFAST_HD int32_t unite(const Nodes& nodes, int32_t a, int32_t b) {
-    a = find_root(nodes, a);
-    b = find_root(nodes, b);
     while (a != b) {
         const int32_t high = a > b ? a : b, low = a > b ? b : a;
-        const int32_t before = nodes.fetch_min(high, low);
-        if (before == high) return high;
-        // Another thread hung `high` below `before` first. fetch_min kept the smaller of the two links, so the other
-        // one may be lost: joining the two ends restores it.
-        a = find_root(nodes, before);
+        int32_t above = nodes.load(high);
+        if (above == high) {
+            above = nodes.fetch_min(high, low);
+            if (above == high) return high;
+        }
+        // Either a step up, or another thread hung `high` below `above` first. fetch_min kept the smaller of the two
+        // links, so the other one may be lost: joining the two ends restores it.
+        a = above;
         b = low;
     }
     return -1;
@@ -63,9 +67,9 @@ SIMFAST_HD Bits straight_links(Bits same_up, Bits same_left, Bits carry) {
 }
 
 // With 8 neighbours a diagonal adds something only where the pixel straight above differs and, on that side, the run
-// ends: otherwise the next pixel of the run has the same neighbour straight above it.
-SIMFAST_HD constexpr bool diagonal_links(bool same_up, bool run_goes_on, bool same_diagonal) {
-    return !same_up && !run_goes_on && same_diagonal;
+// ends: otherwise the next pixel of the run has the same neighbour straight above it. Bits or booleans.
+template <typename Bits>
+SIMFAST_HD constexpr Bits diagonal_links(Bits same_up, Bits run_goes_on, Bits same_diagonal) {
+    return same_diagonal & ~(same_up | run_goes_on);
 }
-
 }  // namespace simfast

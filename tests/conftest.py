@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A source and a target folder of blocky pictures whose colour tells the class."""
+    from PIL import Image  # here: tests of the ops need none
+
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     classes = np.array([0, 2, 10, 11, 13, 255], np.uint8)

@@ -2,14 +2,9 @@
 
 import inspect
 
-import cc3d
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from skimage.measure import label as sk_label
 
 from simfast import ops, reference
 from simfast.testing import (
@@ -26,10 +21,12 @@ DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
 
 
 def expected(labels: torch.Tensor, connectivity: int = 8, background: int = IGNORE):
-    ids = [
-        sk_label(x.astype(np.int64), background=background, connectivity=connectivity // 4)
-        for x in labels.cpu().numpy()
-    ]
+    """scikit-image's answer, to which the CPU is held; the CPU's own, to which a GPU is: there only torch is needed."""
+    if labels.is_cuda:
+        return ops.connected_components(labels.cpu(), connectivity, background)
+    from skimage.measure import label as sk_label
+
+    ids = [sk_label(x.astype(np.int64), background=background, connectivity=connectivity // 4) for x in labels.numpy()]
     counts = torch.tensor([x.max() for x in ids], dtype=torch.int32)
     return torch.from_numpy(np.stack(ids).astype(np.int32)), counts
 
@@ -46,17 +43,6 @@ def check(labels: torch.Tensor, connectivity: int = 8, background: int = IGNORE)
 @pytest.mark.parametrize("name", HARD_MAPS)
 def test_equal_to_scikit_image(name, connectivity, device):
     check(torch.from_numpy(HARD_MAPS[name])[None].to(device), connectivity)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("connectivity", [4, 8])
-def test_equal_to_cc3d_up_to_order(connectivity, device):
-    labels = smooth_labels(1, 300, 500, ignore=0.05)
-    ids, counts = ops.connected_components(labels.to(device), connectivity)
-    other = cc3d.connected_components(labels[0].numpy() + np.uint8(1), connectivity=connectivity).astype(np.int64)
-    pairs = np.unique(np.stack([ids[0].cpu().numpy().ravel(), other.ravel()]), axis=1)
-    assert pairs.shape[1] == counts.item() + 1  # one to one, background included
-    assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -112,20 +98,6 @@ def test_one_image_of_a_batch_equals_itself_alone(device):
         alone, count = ops.connected_components(labels[b : b + 1])
         assert_same(ids[b : b + 1], alone)
         assert_same(counts[b : b + 1], count)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    hnp.arrays(
-        np.int16,
-        st.tuples(st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 2, 7, 31, 63, 64, 65, 130])),
-        elements=st.sampled_from([0, 1, 300, IGNORE]),
-        fill=st.sampled_from([0, IGNORE]),
-    ),
-    st.sampled_from([4, 8]),
-)
-def test_equal_to_scikit_image_on_any_small_map(labels, connectivity):
-    check(torch.from_numpy(labels), connectivity)
 
 
 @pytest.mark.parametrize("device", DEVICES)

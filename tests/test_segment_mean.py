@@ -1,11 +1,7 @@
 """segment_mean: within the error budget against float64, a gradient that is exact, the same bits in every run."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from simfast import ops, reference
 from simfast.testing import (
@@ -146,25 +142,6 @@ def test_gradients_are_rounded_to_nearest_even(dtype, channels_last, device):
     means = ops.segment_mean(features, torch.zeros(1, 1, 1, dtype=torch.uint8, device=device), 1)
     (grad,) = torch.autograd.grad(means, features, grads.to(device).view(1, 1, -1))
     torch.testing.assert_close(grad.flatten().cpu(), grads.to(dtype), rtol=0, atol=0, equal_nan=True)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    hnp.arrays(
-        np.int32,
-        st.tuples(st.integers(1, 2), st.integers(1, 6), st.sampled_from([1, 3, 17, 40])),
-        elements=st.integers(-1, 4),
-        fill=st.integers(-1, 4),
-    ),
-    st.integers(1, 19),
-    st.booleans(),
-)
-def test_any_small_map(segments, channels, channels_last):
-    images, height, width = segments.shape
-    features = feature_maps(images, channels, height, width)
-    if channels_last:
-        features = features.contiguous(memory_format=torch.channels_last)
-    check(features, torch.from_numpy(segments), 4)
 
 
 @pytest.mark.parametrize("device", DEVICES)

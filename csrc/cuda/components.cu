@@ -1,4 +1,4 @@
-// connected_components on CUDA: see kernels.h for the contract, tile.cuh for the engine.
+// connected_components on CUDA: see kernels.h for the contract, runs.cuh for the engine.
 //
 // Four launches. The ids themselves hold the union-find: an entry <= -2 links to another pixel, an entry >= 0 is final.
 //   tile    labels each tile in shared memory; ids become links to the tile's roots, whose bits it sets in a bitmap
@@ -13,8 +13,7 @@
 namespace simfast {
 namespace {
 
-constexpr int kTileThreads = 512, kSeamThreads = 256, kNumberThreads = 1024, kNumberWords = 4, kWriteThreads = 256,
-              kWritePixels = 4;
+constexpr int kSeamThreads = 256, kNumberThreads = 1024, kNumberWords = 4, kWriteThreads = 256, kWritePixels = 4;
 constexpr int kMaxBands = 1024;  // of whole tile rows, one block each, to number
 
 // One image after the other: root bits, then how many roots each tile has.
@@ -26,53 +25,100 @@ struct ComponentsWorkspace {
         : bits(static_cast<unsigned*>(at)), roots(reinterpret_cast<int32_t*>(bits + B * t.bitmap_words())) {}
 };
 
+// Labels are compared byte by byte, up to four bytes at a time; 64-bit labels are loaded twice for that.
+template <typename T>
+constexpr int kPlanes = sizeof(T) < 4 ? sizeof(T) : 4;
+
 template <typename T>
 struct ComponentsTileShared {
-    T labels[kTilePixels];
-    int32_t parent[kTilePixels];
+    Planes<kTilePixels, kPlanes<T>> labels;
+    int32_t entry[kTilePixels];
+    uint16_t starts[kTileUnits + 1];
+    int32_t num_roots;
 };
+
+// Bytes 4 * round .. of the labels to the tile's planes.
+template <typename T>
+__device__ __forceinline__ void load_planes(ComponentsTileShared<T>& tile, const TypedMap<T>& labels, int64_t b,
+                                            const TilePlace& at, bool whole_units, int round) {
+    if (sizeof(T) == 1 && whole_units) {
+        const unsigned y = threadIdx.x / TilePitch::units, x = threadIdx.x % TilePitch::units * kUnit;
+        if (y >= at.rows || x >= at.columns) return;
+        const T* from = labels.data + b * labels.stride_b + (at.y0 + y) * labels.stride_h + at.x0 + x;
+        *reinterpret_cast<uint4*>(tile.labels.plane(0) + threadIdx.x * kUnit) =
+            __ldg(reinterpret_cast<const uint4*>(from));
+        return;
+    }
+    load_tile(labels, b, at, [&](int p, T label) {
+#pragma unroll
+        for (int i = 0; i < kPlanes<T>; ++i) {
+            tile.labels.plane(i)[p] = static_cast<uint8_t>(static_cast<uint64_t>(label) >> (4 * round + i) * 8);
+        }
+    });
+}
+
+constexpr int32_t kBackground = -1;  // as a run's entry
 
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads)
-    components_tile_kernel(TypedMap<T> labels, Tiling tiling, int64_t background, bool diagonal, int32_t* ids,
-                           ComponentsWorkspace workspace) {
+    components_tile_kernel(TypedMap<T> labels, bool whole_units, Tiling tiling, int64_t background, bool diagonal,
+                           int32_t* ids, ComponentsWorkspace workspace) {
     SIMFAST_SHARED(ComponentsTileShared<T>, tile);
     const auto [b, index] = block_place(tiling.tiles());
-    const int32_t y0 = index / tiling.tiles_x * kTile, x0 = index % tiling.tiles_x * kTile;
-    const int rows = min(kTile, tiling.H - y0), columns = min(kTile, tiling.W - x0);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const auto active = [=](T label) { return static_cast<int64_t>(label) != background; };
+    const TilePlace at(tiling, index);
+    const Runs runs{tile.starts, tile.entry};
+    const bool owner = threadIdx.x < at.units();
+    const Unit unit = unit_at(threadIdx.x, TilePitch{}, at.columns);
 
-    // All eight loads of a thread are independent and stand in flight together.
+    Alike alike;
+    unsigned active = static_cast<int64_t>(static_cast<T>(background)) == background ? 0u : kFullWarp;
 #pragma unroll
-    for (int i = 0; i < kTilePixels / kTileThreads; ++i) {
-        const int p = threadIdx.x + i * kTileThreads, y = p / kTile, x = p % kTile;
-        if (y < rows && x < columns) tile.labels[p] = labels.at(b, y0 + y, x0 + x);
+    for (int round = 0; round * 4 < static_cast<int>(sizeof(T)); ++round) {
+        if (round > 0) __syncthreads();  // the planes before are read
+        load_planes(tile, labels, b, at, whole_units, round);
+        __syncthreads();
+        if (!owner) continue;
+#pragma unroll
+        for (int i = 0; i < kPlanes<T>; ++i) {
+            const uint8_t* plane = tile.labels.plane(i);
+            alike.narrow(plane, unit);
+            active |= ~equal_bits(load_unit(plane + unit.p), static_cast<uint8_t>(background >> (4 * round + i) * 8));
+        }
     }
-    __syncthreads();
-    label_tile<kTileThreads>(tile.labels, tile.parent, rows, columns, TilePitch{}, diagonal, active);
-
-    int32_t* image = ids + b * tiling.pixels();
-    unsigned* bits = workspace.bits + b * tiling.bitmap_words();
-    int num_roots = 0;
-    for (int p = threadIdx.x; p < rows * kTile; p += kTileThreads) {
-        const int y = y0 + p / kTile, x = x0 + p % kTile;
-        const bool inside = x < tiling.W, labelled = inside && active(tile.labels[p]);
-        const int root = labelled ? tile.parent[p] : -1;
-        const unsigned roots = __ballot_sync(kFullWarp, root == p);
-        if (inside)
-            image[y * tiling.W + x] = labelled ? link_to((y0 + root / kTile) * tiling.W + x0 + root % kTile) : 0;
-        if (inside && lane == 0) bits[y * tiling.words + x / 32] = roots;
-        num_roots += __popc(roots);
+    Links links;
+    if (owner) {
+        active &= unit.inside;
+        for (unsigned rest = runs.set_starts(unit, alike.left); rest; rest &= rest - 1) {
+            const int i = __ffs(rest) - 1;
+            tile.entry[unit.p + i] = active >> i & 1 ? (unit.p + i) << 16 : kBackground;
+        }
+        links = Links(alike, unit, active, diagonal);
     }
-    __syncthreads();  // the parents are read; their place takes the warps' counts
-    if (lane == 0) tile.parent[warp] = num_roots;
-    __syncthreads();
     if (threadIdx.x == 0) {
-        int total = 0;
-        for (int w = 0; w < kTileThreads / 32; ++w) total += tile.parent[w];
-        workspace.roots[blockIdx.x] = total;
+        tile.starts[at.units()] = 1;  // the last row's end
+        tile.num_roots = 0;
     }
+    __syncthreads();  // unions look up runs, and climb through entries, of other warps
+    runs.unite_links(unit, links);
+    __syncthreads();  // roots are final
+
+    unsigned roots = 0;
+    if (owner) {
+        for (unsigned rest = tile.starts[threadIdx.x] & active; rest; rest &= rest - 1) {
+            const int p = unit.p + __ffs(rest) - 1;
+            if (runs.settle(p, p) == p) roots |= rest & -rest;
+        }
+        runs.settle_first(unit);
+    }
+    put_root_bits(workspace.bits + b * tiling.bitmap_words(), tiling, at, roots);
+    const int num_roots = __reduce_add_sync(kFullWarp, __popc(roots));
+    if (threadIdx.x % 32 == 0 && num_roots) atomicAdd(&tile.num_roots, num_roots);
+    __syncthreads();  // entries are final
+    write_tile(ids + b * tiling.pixels(), tiling, at, [&](unsigned unit, unsigned i) {
+        const int32_t entry = runs.entry_of(unit, i);
+        return entry < 0 ? 0 : link_to(at.pixel(tiling, entry >> 16));
+    });
+    if (threadIdx.x == 0) workspace.roots[blockIdx.x] = tile.num_roots;
 }
 
 template <typename T>
@@ -188,6 +234,13 @@ __global__ void __launch_bounds__(kWriteThreads)
     }
 }
 
+// Do all rows consist of whole units, aligned as such?
+bool is_in_whole_units(const ComponentsArgs& a) {
+    const auto whole = [](int64_t size, int64_t stride) { return size == 1 || stride % kUnit == 0; };
+    return a.labels.stride_w == 1 && a.W % kUnit == 0 && whole(a.H, a.labels.stride_h) &&
+           whole(a.B, a.labels.stride_b) && reinterpret_cast<uintptr_t>(a.labels.data) % kUnit == 0;
+}
+
 }  // namespace
 
 int64_t components_workspace_cuda(const ComponentsArgs& a) {
@@ -211,7 +264,7 @@ const char* components_cuda(const ComponentsArgs& a, void* stream_pointer) {
         using T = decltype(example);
         const TypedMap<T> labels(a.labels);
         SIMFAST_LAUNCH((components_tile_kernel<T>), grid_of(a.B * tiling.tiles()), kTileThreads, 0, stream, labels,
-                       tiling, a.background, diagonal, a.ids, workspace);
+                       is_in_whole_units(a), tiling, a.background, diagonal, a.ids, workspace);
         if (seam_blocks) {
             SIMFAST_LAUNCH((components_seam_kernel<T>), grid_of(a.B * seam_blocks), kSeamThreads, 0, stream, labels,
                            tiling, seam_blocks, a.background, diagonal, a.ids, workspace);

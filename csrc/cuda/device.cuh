@@ -110,15 +110,6 @@ __device__ __forceinline__ Run run_at(int lane, unsigned same_left) {
     return {(same_left >> lane & 1) == 0, later_starts ? __ffs(later_starts) : 32 - lane};
 }
 
-// The union-find's parents in shared memory, as plain node numbers. Other threads lower them meanwhile.
-struct SharedNodes {
-    int32_t* parent;
-    __device__ __forceinline__ int32_t load(int32_t n) const { return load_volatile(parent + n); }
-    __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const {
-        return atomicMin(parent + n, value);
-    }
-};
-
 // The union-find's parents as links in an output map in global memory. Loads go to the level-2 cache, where the atomics
 // are done: the first-level cache could serve the same stale link over and over.
 struct LinkNodes {

@@ -1,4 +1,4 @@
-// find_regions on CUDA: see kernels.h for the contract, tile.cuh for the engine.
+// find_regions on CUDA: see kernels.h for the contract, runs.cuh for the engine.
 //
 // A small map is one launch (regions_small.cu). A larger one takes a clear and five launches:
 //   tile    labels the thing pixels of each tile; segments become links to the tile's roots or final stuff slots
@@ -15,7 +15,7 @@
 namespace simfast {
 namespace {
 
-constexpr int kTileThreads = 512, kSeamThreads = 256, kGatherThreads = 256, kSelectThreads = 512;
+constexpr int kSeamThreads = 256, kGatherThreads = 256, kSelectThreads = 512;
 constexpr int kWriteThreads = 256, kWritePixels = 4;
 
 // One image after the other in each array.
@@ -34,61 +34,60 @@ struct RegionsWorkspace {
 
 struct TileShared {
     ClassTable table;
-    uint8_t classes[kTilePixels];
-    int32_t parent[kTilePixels];
-    int32_t areas[kTilePixels];
+    Planes<kTilePixels, 1> classes;
+    int32_t entry[kTilePixels];
+    uint16_t starts[kTileUnits + 1];
     int32_t stuff_areas[kMaxClasses];
 };
 
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads)
-    regions_tile_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling,
+    regions_tile_kernel(TypedMap<T> labels, const __grid_constant__ RegionsArgs a, Tiling tiling, bool wide,
                         RegionsWorkspace workspace) {
     SIMFAST_SHARED(TileShared, tile);
     const auto [b, index] = block_place(tiling.tiles());
-    const int32_t y0 = index / tiling.tiles_x * kTile, x0 = index % tiling.tiles_x * kTile;
-    const int rows = min(kTile, tiling.H - y0), columns = min(kTile, tiling.W - x0), lane = threadIdx.x % 32;
+    const TilePlace at(tiling, index);
+    const Runs runs{tile.starts, tile.entry};
+    uint8_t* classes = tile.classes.plane(0);
 
     if (index == 0 && threadIdx.x == 0) workspace.num_roots[b] = 0;  // `gather` counts from it
-    fill_table(tile.table, a);
+    if (threadIdx.x < 32) fill_table(tile.table, a, threadIdx.x);
     if (threadIdx.x < kMaxClasses) tile.stuff_areas[threadIdx.x] = 0;
-    for (int p = threadIdx.x; p < kTilePixels; p += kTileThreads) tile.areas[p] = 0;
+    if (threadIdx.x == 0) tile.starts[at.units()] = 1;  // the last row's end
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kTilePixels / kTileThreads; ++i) {
-        const int p = threadIdx.x + i * kTileThreads, y = p / kTile, x = p % kTile;
-        tile.classes[p] = y < rows && x < columns
-                              ? class_of(tile.table, a, static_cast<int64_t>(labels.at(b, y0 + y, x0 + x)))
-                              : kNoClass;
+    if (wide) {
+        load_tile(labels, b, at, [&](int p, T label) { classes[p] = search_class(a, label); });
+    } else {
+        load_tile(labels, b, at, [&](int p, T label) { classes[p] = class_in(tile.table, label); });
     }
     __syncthreads();
-    const auto active = [&](uint8_t class_number) { return is_thing(a, class_number); };
-    label_tile<kTileThreads>(tile.classes, tile.parent, rows, columns, TilePitch{}, a.connectivity == 8, active);
+    Unit unit{};
+    Links links;
+    const bool owner = threadIdx.x < at.units();
+    if (owner) {
+        unit = unit_at(threadIdx.x, TilePitch{}, at.columns);
+        links = enter_runs(runs, unit, classes, a);
+    }
+    __syncthreads();  // unions look up runs, and climb through entries, of other warps
+    runs.unite_links(unit, links);
+    __syncthreads();  // roots are final
+    unsigned roots = 0;
+    if (owner) {
+        roots = measure_runs(runs, unit, tile.stuff_areas);
+        runs.settle_first(unit);
+    }
+    put_root_bits(workspace.bits + b * tiling.bitmap_words(), tiling, at, roots);
+    __syncthreads();  // areas are final
 
+    for (unsigned rest = roots; rest; rest &= rest - 1) {
+        const int root = unit.p + __ffs(rest) - 1;
+        workspace.tile_areas[b * tiling.pixels() + at.pixel(tiling, root)] = area_in(tile.entry[root]);
+    }
     int32_t* segments = a.segments + b * tiling.pixels();
-    unsigned* bits = workspace.bits + b * tiling.bitmap_words();
-    for (int p = threadIdx.x; p < rows * kTile; p += kTileThreads) {
-        const int y = y0 + p / kTile, x = x0 + p % kTile;
-        const uint8_t own = tile.classes[p];
-        const int owner = active(own) ? tile.parent[p] : -1 - own;
-        const int owner_before = __shfl_up_sync(kFullWarp, owner, 1);
-        const Run run = run_at(lane, __ballot_sync(kFullWarp, lane > 0 && owner == owner_before));
-        const unsigned roots = __ballot_sync(kFullWarp, owner == p);
-        if (run.first && own != kNoClass) {
-            atomicAdd(owner >= 0 ? tile.areas + owner : tile.stuff_areas + own, run.length);
-        }
-        if (x >= tiling.W) continue;
-        int32_t entry = own == kNoClass ? -1 : own;
-        if (owner >= 0) entry = link_to((y0 + owner / kTile) * tiling.W + x0 + owner % kTile);
-        segments[y * tiling.W + x] = entry;
-        if (lane == 0) bits[y * tiling.words + x / 32] = roots;
-    }
-    __syncthreads();
-    for (int p = threadIdx.x; p < rows * kTile; p += kTileThreads) {
-        if (tile.areas[p]) {
-            workspace.tile_areas[b * tiling.pixels() + (y0 + p / kTile) * tiling.W + x0 + p % kTile] = tile.areas[p];
-        }
-    }
+    write_tile(segments, tiling, at, [&](unsigned unit, unsigned i) {
+        const int32_t entry = runs.entry_of(unit, i);
+        return entry < 0 ? final_slot(entry) : link_to(at.pixel(tiling, entry >> 16));
+    });
     for (int s = threadIdx.x; s < a.num_stuff; s += kTileThreads) {
         if (tile.stuff_areas[s]) atomicAdd(a.areas + b * slot_of(a, a.num_things, 0) + s, tile.stuff_areas[s]);
     }
@@ -206,7 +205,7 @@ const char* run_large(const RegionsArgs& a, cudaStream_t stream) {
     const auto cleared = cudaMemsetAsync(a.areas, 0, a.B * regions_num_slots(a) * sizeof(int32_t), stream);
     if (cleared != cudaSuccess) return error_text(cleared);
     SIMFAST_LAUNCH((regions_tile_kernel<T>), grid_of(a.B * tiling.tiles()), kTileThreads, 0, stream, labels, a, tiling,
-                   workspace);
+                   has_wide_classes(a), workspace);
     if (a.num_things > 0) {
         if (seam_blocks) {
             SIMFAST_LAUNCH((regions_seam_kernel<T>), grid_of(a.B * seam_blocks), kSeamThreads, 0, stream, labels, a,

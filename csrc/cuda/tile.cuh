@@ -1,72 +1,26 @@
-// The labelling engine of both region ops: a tile of pixels in shared memory, and the seams between tiles.
-//
-// Runs of equal labels come from a warp's ballot on the pixels that equal their left neighbour, so that within 32
-// pixels every pixel starts out as a child of its run's first pixel and no union is spent along rows. Unions between
-// rows are needed where a run meets another, a few per run: their number follows the region borders, not the pixels.
+// How a map is cut into tiles, and the seams between tiles. runs.cuh labels a tile.
 #pragma once
 
 #include "device.cuh"
+#include "runs.cuh"
 
 namespace simfast {
 
 constexpr int kTile = 64;  // rows and columns; 4,096 pixels, and 64 columns are two words of 32 root bits
 constexpr int kTilePixels = kTile * kTile;
+constexpr int kTileUnits = kTilePixels / kUnit;
 
-// Row of pixel p of a tile whose rows are kTile pixels apart.
+// Threads of a block that labels a tile: one or two a unit.
+#ifndef SIMFAST_TILE_THREADS
+#define SIMFAST_TILE_THREADS 256
+#endif
+constexpr int kTileThreads = SIMFAST_TILE_THREADS;
+static_assert(kTileThreads == kTileUnits || kTileThreads == 2 * kTileUnits);
+
 struct TilePitch {
-    static constexpr int pixels = kTile;
-    __device__ __forceinline__ int row(int p) const { return p / kTile; }
+    static constexpr int units = kTile / kUnit;
+    __device__ __forceinline__ int row(int unit) const { return unit / units; }
 };
-
-// The same for a whole map of up to 32,768 pixels. p / pixels without a division: with m = ceil(2^31 / pixels), the
-// product p * m exceeds the true quotient by less than p * pixels / 2^31 < 1 / pixels. 2p keeps it to one
-// multiply-high.
-struct MapPitch {
-    int pixels;
-    unsigned magic;
-
-    explicit MapPitch(int64_t width) : pixels(static_cast<int>(width)), magic(ceil_div(int64_t{1} << 31, width)) {}
-    __device__ __forceinline__ int row(int p) const { return __umulhi(2u * p, magic); }
-};
-
-// Labels `rows` x `columns` pixels whose rows lie pitch.pixels apart, by a block of kThreads threads. labels[p] is
-// read; active(label) says whether such pixels form components. On return, after a barrier, parent[p] of an active
-// pixel is the first pixel, in raster order, of its component in the tile.
-template <int kThreads, typename Label, typename Pitch, typename Active>
-__device__ __forceinline__ void label_tile(const Label* labels, int32_t* parent, int rows, int columns, Pitch pitch,
-                                           bool diagonal, const Active& active) {
-    const int lane = threadIdx.x % 32, size = rows * pitch.pixels;
-    const SharedNodes nodes{parent};
-    for (int chunk = threadIdx.x - lane; chunk < size; chunk += kThreads) {
-        const int p = chunk + lane, x = p - pitch.row(p) * pitch.pixels;
-        const bool same_left = p < size && x < columns && x > 0 && labels[p] == labels[p - 1];
-        const unsigned starts = ~__ballot_sync(kFullWarp, same_left) & bits_upto(lane);
-        // A run that began in the 32 pixels before is entered through its last pixel there.
-        if (p < size) parent[p] = starts ? chunk + 31 - __clz(starts) : chunk - 1;
-    }
-    __syncthreads();  // unions climb through parents that other warps have written
-    for (int chunk = threadIdx.x - lane; chunk < size; chunk += kThreads) {
-        const int p = chunk + lane, y = pitch.row(p), x = p - y * pitch.pixels, above = p - pitch.pixels;
-        const bool inside = p < size && x < columns;
-        const Label label = inside ? labels[p] : Label{};
-        const bool linkable = inside && y > 0 && active(label);
-        const bool same_left = inside && x > 0 && label == labels[p - 1];
-        const bool same_up = linkable && label == labels[above];
-        const unsigned left = __ballot_sync(kFullWarp, same_left), up = __ballot_sync(kFullWarp, same_up);
-        if (straight_links(up, left, 0u) >> lane & 1) unite(nodes, p, above);
-        if (diagonal && linkable && !same_up) {
-            if (x > 0 && diagonal_links(same_up, same_left, label == labels[above - 1])) unite(nodes, p, above - 1);
-            if (x + 1 < columns && diagonal_links(same_up, label == labels[p + 1], label == labels[above + 1])) {
-                unite(nodes, p, above + 1);
-            }
-        }
-    }
-    __syncthreads();  // roots are final
-    for (int p = threadIdx.x; p < size; p += kThreads) {
-        if (p - pitch.row(p) * pitch.pixels < columns && active(labels[p])) parent[p] = find_root(nodes, p);
-    }
-    __syncthreads();
-}
 
 // How an image of H x W is cut into tiles, and its bitmap of roots: 32 columns a word, rows padded to whole words, so
 // that a warp owns the words it writes and the words of an image stand in raster order.
@@ -96,6 +50,81 @@ __device__ __forceinline__ BlockPlace block_place(int32_t each) {
     return {blockIdx.x / static_cast<unsigned>(each), static_cast<int32_t>(blockIdx.x % static_cast<unsigned>(each))};
 }
 
+// Where a tile lies in its image. Its pixels are numbered in rows of kTile.
+struct TilePlace {
+    int32_t y0, x0;
+    unsigned rows, columns;
+
+    __device__ __forceinline__ TilePlace(const Tiling& t, unsigned index)
+        : y0(index / static_cast<unsigned>(t.tiles_x) * kTile),
+          x0(index % static_cast<unsigned>(t.tiles_x) * kTile),
+          rows(min(kTile, t.H - y0)),
+          columns(min(kTile, t.W - x0)) {}
+    __device__ __forceinline__ unsigned units() const { return rows * TilePitch::units; }
+    __device__ __forceinline__ int32_t pixel(const Tiling& t, unsigned p) const {
+        return (y0 + p / kTile) * t.W + x0 + p % kTile;
+    }
+};
+
+// Calls use(pixel, label) for the tile's pixels that are in the map. A thread's pixels stand in one column; the loads
+// of kTileLoads of them are in flight together.
+constexpr int kTileLoads = 8;
+template <typename T, typename Use>
+__device__ __forceinline__ void load_tile(const TypedMap<T>& labels, int64_t b, const TilePlace& at, const Use& use) {
+    constexpr int kStep = kTileThreads / kTile;
+    const unsigned x = threadIdx.x % kTile, y = threadIdx.x / kTile;
+    if (x >= at.columns) return;
+    const T* row = labels.data + b * labels.stride_b + (at.y0 + y) * labels.stride_h + (at.x0 + x) * labels.stride_w;
+    const auto load = [&](int first, auto all_rows) {
+        constexpr bool kWhole = decltype(all_rows)::value;
+        T label[kTileLoads];
+#pragma unroll
+        for (int i = 0; i < kTileLoads; ++i, row += kStep * labels.stride_h) {
+            label[i] = kWhole || y + first + i * kStep < at.rows ? __ldg(row) : T{};
+        }
+#pragma unroll
+        for (int i = 0; i < kTileLoads; ++i) {
+            if (kWhole || y + first + i * kStep < at.rows) use((y + first + i * kStep) * kTile + x, label[i]);
+        }
+    };
+#pragma unroll
+    for (int first = 0; first < kTile; first += kTileLoads * kStep) {
+        if (at.rows == kTile) {
+            load(first, std::true_type{});
+        } else {
+            load(first, std::false_type{});
+        }
+    }
+}
+
+// Writes value(unit, pixel of the unit) for the tile's pixels that are in the map.
+template <typename Value>
+__device__ __forceinline__ void write_tile(int32_t* image, const Tiling& tiling, const TilePlace& at,
+                                           const Value& value) {
+    constexpr int kStep = kTileThreads / kTile;
+    const unsigned x = threadIdx.x % kTile, y = threadIdx.x / kTile;
+    if (x >= at.columns) return;
+    int32_t* row = image + at.pixel(tiling, threadIdx.x);
+    const auto put = [&](int i) {
+        row[int64_t{i} * kStep * tiling.W] = value(threadIdx.x / kUnit + i * (kTileThreads / kUnit), x % kUnit);
+    };
+    if (at.rows == kTile) {
+#pragma unroll
+        for (int i = 0; i < kTile / kStep; ++i) put(i);
+    } else {
+        for (int i = 0; y + i * kStep < at.rows; ++i) put(i);
+    }
+}
+
+// Of two units beside each other, the left one's thread writes the roots of both: a word of the bitmap.
+__device__ __forceinline__ void put_root_bits(unsigned* bits, const Tiling& tiling, const TilePlace& at,
+                                              unsigned roots) {
+    const unsigned word = roots | __shfl_down_sync(kFullWarp, roots, 1) << kUnit;
+    const unsigned y = threadIdx.x / TilePitch::units;
+    const int32_t x = at.x0 + static_cast<int32_t>(threadIdx.x % TilePitch::units * kUnit);
+    if (threadIdx.x % 2 == 0 && y < at.rows && x < tiling.W) bits[(at.y0 + y) * tiling.words + x / 32] = word;
+}
+
 // Unites pixel `item` of the seams of image b with its neighbours across the seam. First come the rows above which a
 // tile ends, then the columns; lost(root) is called for every root that ceased to be one.
 template <typename T, typename Active, typename Lost>
@@ -116,7 +145,9 @@ __device__ __forceinline__ void unite_across_seam(const TypedMap<T>& labels, con
     const T label = at(0, along);
     if (!active(label)) return;
     const auto join = [&](int32_t position) {
-        const int32_t root = unite(nodes, pixel(0, along), pixel(1, position));
+        // From root to root, which unite() would not need: chains over many tiles stay short, and every pixel will
+        // follow them.
+        const int32_t root = unite(nodes, find_root(nodes, pixel(0, along)), find_root(nodes, pixel(1, position)));
         if (root >= 0) lost(root);
     };
     const bool before = along > 0 && at(0, along - 1) == label;

@@ -47,6 +47,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 #define __ballot_sync(m, p) (host_cuda::exchange(m, 0, (p) != 0, __LINE__).predicate)
 #define __any_sync(m, p) (__ballot_sync(m, p) != 0)
 #define __all_sync(m, p) (__ballot_sync(m, p) == (m))
+#define __reduce_add_sync(m, v) host_cuda::reduce_add(m, v, __LINE__)
 #define __shfl_sync(m, v, from) host_cuda::shuffle(m, v, from, true, __LINE__)
 #define __shfl_up_sync(m, v, by) \
     host_cuda::shuffle(m, v, host_cuda::lane() - (by), host_cuda::lane() >= unsigned(by), __LINE__)
@@ -58,6 +59,12 @@ inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t{a} * b) >> 32); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+    return unsigned((uint64_t{high} << 32 | low) >> (32 - by % 32));
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
+    return unsigned((uint64_t{high} << 32 | low) >> by % 32);
+}
 inline void __threadfence() {}
 
 // cuda_pipeline_primitives.h.

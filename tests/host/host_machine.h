@@ -184,6 +184,15 @@ T shuffle(unsigned mask, T v, unsigned from, bool inside, int line) {
     std::memcpy(&result, &e.values[from & 31], sizeof result);
     return result;
 }
+template <typename T>
+T reduce_add(unsigned mask, T v, int line) {
+    const Exchange e = exchange(mask, to_bits(v), false, line);
+    T sum = 0;
+    for (int i = 0; i < 32; ++i) {
+        if (mask >> i & 1) sum += static_cast<T>(e.values[i]);
+    }
+    return sum;
+}
 inline unsigned lane() { return machine.current->index & 31; }
 
 inline void copy_async(void* to, const void* from, size_t bytes) {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from conftest import bits
 from skimage.measure import label as sk_label
-from test_cuda_components import TILE_MAPS
+from test_cuda_components import TILE_MAPS, unit_patterns
 from test_cuda_matching import make_write, written_by
 from test_cuda_segment_mean import make
 
@@ -23,7 +23,8 @@ SEEDS = range(1, 4)
 
 def components(library) -> bool:
     wide = noise_labels(1, 129, 600, 2, 0.3)[0].numpy()  # wide: ten warps share in numbering a row of tiles
-    for x in [HARD_MAPS["spiral"], wide, TILE_MAPS["one class over six tiles"]]:
+    bytes_differ = noise_labels(1, 40, 70, 2)[0].long().numpy() * 2**40 + 3
+    for x in [HARD_MAPS["spiral"], wide, TILE_MAPS["one class over six tiles"], bytes_differ, unit_patterns()]:
         ids, counts = library.components(x[None], 8, 255)
         expected = sk_label(x.astype(np.int64), background=255, connectivity=2)
         if not (np.array_equal(ids[0], expected) and counts[0] == expected.max()):
@@ -35,7 +36,9 @@ def regions(library) -> bool:
     labels = noise_labels(1, 40, 50, 5)
     for limit in (99 * 1024, 40 * 1024):
         library.limit_shared_memory(limit)
-        for x in (labels, labels.repeat_interleave(3, 1)[:, :70].repeat_interleave(3, 2)[:, :, :131]):
+        few = labels.repeat_interleave(3, 1)[:, :70].repeat_interleave(3, 2)[:, :, :131]
+        many = noise_labels(1, 60, 90, 9)  # more components than are compared with each other at once
+        for x in (labels, few, many):
             segments, areas = library.regions(x.numpy(), [0], [1, 2, 3], 5, 8)
             expected = reference.find_regions(x, [0], [1, 2, 3], 5, 8)
             if not (np.array_equal(segments, expected[0]) and np.array_equal(areas, expected[1])):

@@ -26,6 +26,14 @@ TILE_MAPS = {
 }
 
 
+def unit_patterns(column: int = 14) -> np.ndarray:
+    """Every pattern of two classes on 2 x 5 pixels, one below the other, from `column` on: over a unit's border."""
+    patterns = (np.arange(2**10)[:, None] >> np.arange(10) & 1).reshape(-1, 2, 5)
+    labels = np.full((2**10, 3, column + 6), IGNORE, np.uint8)
+    labels[:, :2, column : column + 5] = patterns
+    return labels.reshape(-1, column + 6)
+
+
 def check(host, labels: np.ndarray, connectivity: int = 8, background: int = IGNORE) -> None:
     ids, counts = host.components(labels, connectivity, background)
     for b, image in enumerate(labels):
@@ -40,6 +48,13 @@ def test_equal_to_scikit_image(host, name, connectivity):
     check(host, (HARD_MAPS | TILE_MAPS)[name][None], connectivity)
 
 
+@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("column", [0, 14, 62])
+def test_every_pattern_of_two_rows(shuffled, column, connectivity):
+    """At a row's start, over the border of two units and that of two tiles; some over that of two rows of tiles."""
+    check(shuffled, unit_patterns(column)[None], connectivity)
+
+
 @pytest.mark.parametrize("layout", LABEL_LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_any_dtype_and_strides_are_read_in_place(shuffled, dtype, layout):
@@ -52,6 +67,16 @@ def test_labels_are_compared_in_full(shuffled):
     check(shuffled, (noise_labels(1, 20, 30, 3).to(torch.int64) * 2**32 + 5).numpy(), background=5)
     check(shuffled, noise_labels(1, 20, 30, 3).numpy(), background=256)
     check(shuffled, (noise_labels(1, 20, 30, 3).to(torch.int16) - 2).numpy(), background=-1)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_rows_of_whole_units_are_loaded_as_such_if_they_are_aligned(shuffled, shift):
+    memory = np.zeros(2 * 70 * 144 + 32, np.uint8)
+    skip = -memory.ctypes.data % 16 + shift
+    labels = memory[skip : skip + 2 * 70 * 144].reshape(2, 70, 144)
+    labels[:] = noise_labels(2, 70, 144, 3, 0.2).numpy()
+    check(shuffled, labels)
+    check(shuffled, labels[:, :, :80])
 
 
 def test_an_image_of_a_batch_equals_itself_alone(shuffled):

@@ -45,6 +45,24 @@ def test_the_maps_of_training_are_one_launch(shuffled, shape):
     assert shuffled.launches() == before + 1
 
 
+@pytest.mark.parametrize("shape", [(1, 9000), (9, 1100), (1500, 3), (1100, 1), (128, 256)], ids=str)
+def test_small_maps_of_any_shape_are_one_launch(shuffled, shape):
+    """With the shared memory of sm_90; more columns or rows than a block has threads, and an area of 2^15."""
+    shuffled.limit_shared_memory(227 * 1024)
+    before = shuffled.launches()
+    check(shuffled, np.full((1, *shape), THINGS[0], np.int32))
+    check(shuffled, smooth_labels(1, *shape, scale=8, ignore=0.1).numpy())
+    assert shuffled.launches() == before + 2
+
+
+@pytest.mark.parametrize("num_components", [255, 256, 257])
+def test_as_many_components_as_are_compared_at_once_and_more(shuffled, num_components):
+    labels = np.zeros((1, 40, 80), np.uint8)
+    labels[0, ::2, ::2].flat[:num_components] = 5
+    labels[0, 3, 4:7] = 5  # a larger one, of several of these
+    check(shuffled, labels, [0], [5], 30)
+
+
 def test_a_large_map_takes_several_launches(shuffled):
     labels = smooth_labels(1, 130, 200, scale=16, ignore=0.1).numpy()
     before = shuffled.launches()
