@@ -1,6 +1,6 @@
 """Counts what steps, matching, evaluation and pseudo labels ask of a GPU, on the stub, and keeps it as JSON:
 
-    python -m tests.stub tests/stub/launches.py bench/results/launches-stub.json --section after
+    python -m tests.stub tests/stub/launches.py bench/results/launches/stub.json --section after
 
 The file's other sections stay, so that one file holds the counts before a change and after it. `--bounds` writes
 tests/stub/bounds.json, which the tests hold. Every number is exact, and none is a time or was measured on a GPU. A

@@ -43,8 +43,15 @@ def build() -> list[Path]:
 
 
 def build_native() -> None:
-    """simfast's own library at NATIVE: the kernels are there to be launched, not to run, for one architecture."""
+    """simfast's own library at NATIVE, for one architecture: its kernels are there to be launched, and do not run."""
     how = {"SIMFAST_CUDA": "1", "SIMFAST_CUDA_RUNTIME": "shared", "SIMFAST_CUDA_ARCHITECTURES": "90-real"}
+    packages = Path(find_spec("torch").origin).parents[1] / "nvidia" / "cu13"
+    if (packages / "bin" / "nvcc").exists():
+        # NVIDIA's packages are a toolkit but for two links, which nvcc and CMake look for.
+        for link, target in (("lib64", "lib"), ("lib/libcudart.so", "libcudart.so.13")):
+            if not (packages / link).exists():
+                (packages / link).symlink_to(target)
+        how["CUDA_HOME"] = str(packages)
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(OUT)]
     subprocess.run(command, check=True, cwd=ROOT, env=os.environ | how)
 
@@ -77,15 +84,16 @@ def _compile(folder: Path, torch: Path) -> None:
 
 
 def _includes(torch: Path) -> list[Path]:
-    """Folders of CUDA's headers: of nvcc's toolkit, which has those that torch's packages leave out, then theirs."""
+    """Folders of CUDA's headers: of the packages beside torch, and of nvcc's toolkit if those lack nvcc's own."""
+    packages = [torch.parent / "nvidia" / name / "include" for name in ("cu13", "cudnn")]
+    if (packages[0] / "crt").is_dir():
+        return packages
     nvcc = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
-    toolkits = [Path(home) / "include" for home in homes if home]
-    packages = [torch.parent / "nvidia" / name / "include" for name in ("cu13", "cudnn")]
-    found = [folder for folder in (*toolkits, *packages) if folder.is_dir()]
-    if not any((folder / "crt").is_dir() for folder in found):
+    toolkits = [Path(home) / "include" for home in homes if home and (Path(home) / "include" / "crt").is_dir()]
+    if not toolkits:
         raise SystemExit("tests/stub: needs nvcc's headers, got none in CUDA_HOME, beside nvcc or in /usr/local/cuda")
-    return found
+    return [*packages, toolkits[0]]
 
 
 def _symbols(files: list[Path], *options: str) -> set[str]:

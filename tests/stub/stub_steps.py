@@ -1,5 +1,6 @@
 """The training step on the stub GPU, in every setting: what the tests hold and launches.py counts."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -64,6 +65,8 @@ def no_waiting() -> Iterator[None]:
 
 def steady_step(trainer, inputs: list) -> stub_gpu.Seen:
     """What one step asks of the device, after STEADY others; `violations` are those of all of them."""
+    gc.collect()
+    torch.cuda.empty_cache()
     violations = []
     for step in range(STEADY + 1):
         stub_gpu.reset()
