@@ -78,6 +78,10 @@ STUB_API CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute,
 STUB_API CUresult cuGetErrorString(CUresult, const char** text) {
     return *text = "an error of the stub GPU", CUDA_SUCCESS;
 }
+STUB_API CUresult cuLogsRegisterCallback(CUlogsCallback, void*, CUlogsCallbackHandle* handle) {
+    return *handle = any<CUlogsCallbackHandle>(), CUDA_SUCCESS;
+}
+STUB_API CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle) { return CUDA_SUCCESS; }
 STUB_API CUresult cuCtxGetCurrent(CUcontext* context) {
     return *context = has_context() ? any<CUcontext>() : nullptr, CUDA_SUCCESS;
 }
