@@ -1,4 +1,5 @@
 // cuBLAS, cuBLASLt, cuFFT and cuDNN's plain functions: a call that computes is one operation of its handle's stream.
+// CUPTI, with which a profiler finds that a device did nothing.
 //
 // Declared here and not by NVIDIA's headers: of a call's many arguments only the first is looked at, and a C function
 // may leave the others alone. A handle, or a plan, is the stream that was set for it.
@@ -133,3 +134,26 @@ STUB_API int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(void*, int, in
 COMPUTES(cudnnBatchNormalizationForwardTrainingEx)
 COMPUTES(cudnnBatchNormalizationBackwardEx)
 COMPUTES(cudnnBatchNormalizationForwardInference)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CUPTI
+// ---------------------------------------------------------------------------------------------------------------------
+
+STUB_API int cuptiGetVersion(unsigned* version) { return *version = 130000, 0; }
+STUB_API int cuptiGetResultString(int, const char** text) { return *text = "an error of the stub GPU", 0; }
+NOTHING(cuptiSubscribe)
+NOTHING(cuptiUnsubscribe)
+NOTHING(cuptiFinalize)
+NOTHING(cuptiEnableCallback)
+NOTHING(cuptiEnableDomain)
+NOTHING(cuptiActivityRegisterCallbacks)
+NOTHING(cuptiActivityRegisterTimestampCallback)
+NOTHING(cuptiActivityEnable)
+NOTHING(cuptiActivityDisable)
+NOTHING(cuptiActivityEnableDriverApi)
+NOTHING(cuptiActivityEnableRuntimeApi)
+NOTHING(cuptiActivityEnableCudaEventDeviceTimestamps)
+NOTHING(cuptiActivitySetAttribute)
+NOTHING(cuptiActivityFlushAll)
+NOTHING(cuptiActivityPushExternalCorrelationId)
+NOTHING(cuptiActivityPopExternalCorrelationId)

@@ -45,7 +45,11 @@ def build() -> list[Path]:
 def build_native() -> None:
     """simfast's own library at NATIVE, for one architecture: its kernels are there to be launched, and do not run."""
     how = {"SIMFAST_CUDA": "1", "SIMFAST_CUDA_RUNTIME": "shared", "SIMFAST_CUDA_ARCHITECTURES": "90-real"}
-    packages = Path(find_spec("torch").origin).parents[1] / "nvidia" / "cu13"
+    torch = Path(find_spec("torch").origin).parent
+    cache = ROOT / "build" / "native-cuda-shared" / "CMakeCache.txt"
+    if cache.exists() and str(torch) not in cache.read_text():  # CMake remembers what it found in another environment
+        shutil.rmtree(cache.parent)
+    packages = torch.parent / "nvidia" / "cu13"
     if (packages / "bin" / "nvcc").exists():
         # NVIDIA's packages are a toolkit but for two links, which nvcc and CMake look for.
         for link, target in (("lib64", "lib"), ("lib/libcudart.so", "libcudart.so.13")):
