@@ -1,5 +1,6 @@
 # make train   set up .venv with what training needs, then train on the embedded streets
 # make test    set up .venv with what the tests need too, then lint and test
+# make test-stub  the step on a GPU that computes nothing, under torch's CUDA build; TORCH=2.14.1 for another one
 # make install the set-up alone
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: install train test clean
+# torch's CUDA build with nvcc's packages, beside .venv. These tests of others hold what is asked of a GPU, not values.
+TORCH ?= 2.11.0
+STUB := .venv-stub/$(TORCH)
+STUB_PIP := $(STUB)/bin/python -m pip install --quiet --disable-pip-version-check
+STUB_TESTS := \
+	tests/test_loader.py::test_evaluation_images_come_pinned \
+	tests/test_nearest.py::test_runs_without_a_sync_and_in_a_cuda_graph \
+	tests/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
+	'tests/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
+
+.PHONY: install train test test-stub clean
 
 install: .venv/simfast
 
@@ -19,6 +30,20 @@ test: .venv/simfast-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-stub: $(STUB)/ready
+	$(STUB)/bin/python -m tests.stub --build
+	$(STUB)/bin/python -m tests.stub -m pytest tests/stub $(STUB_TESTS)
+
+# Not simfast itself: it runs from here, with a library of its own for the stub.
+$(STUB)/ready: pyproject.toml
+	$(PYTHON) -m venv $(STUB)
+	$(STUB_PIP) torch==$(TORCH) 'setuptools>=77' wheel cmake ninja
+	$(STUB_PIP) nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-cccl==13.0.85
+	$(STUB)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*p["dependencies"], *p["optional-dependencies"]["test"], sep="\n")' > $(STUB)/requirements.txt
+	$(STUB_PIP) -r $(STUB)/requirements.txt
+	touch $@
 
 # torch first and pinned: whatever comes later takes the one that is there. The build tools come before our own package,
 # which is built against that torch (no build isolation).
@@ -40,4 +65,4 @@ test: .venv/simfast-test
 	touch $@
 
 clean:
-	rm -rf .venv build simfast.egg-info
+	rm -rf .venv .venv-stub build simfast.egg-info

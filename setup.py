@@ -3,6 +3,7 @@
 Environment, read at build time:
     SIMFAST_CUDA: auto (default: CUDA kernels where nvcc is found), 1 (an error without nvcc) or 0.
     SIMFAST_CUDA_ARCHITECTURES: as CMake's CMAKE_CUDA_ARCHITECTURES, e.g. "90"; default 80, 86, 89, 90, 100 and 120.
+    SIMFAST_CUDA_RUNTIME: static (default), or shared: what the stub GPU of tests/stub stands in for.
     CUDA_HOME: where to look for nvcc before the PATH and /usr/local/cuda.
 """
 
@@ -54,7 +55,11 @@ class CMakeBuild(build_ext):
                 "torch: must be installed before simfast is built, with `pip install --no-build-isolation -e .`"
             )
         nvcc = find_nvcc()
-        build = ROOT / "build" / ("native-cuda" if nvcc else "native-cpu")
+        runtime = os.environ.get("SIMFAST_CUDA_RUNTIME") or "static"
+        if runtime not in ("static", "shared"):
+            raise SystemExit(f"SIMFAST_CUDA_RUNTIME: must be static or shared, got {runtime!r}")
+        kind = "cpu" if nvcc is None else "cuda" if runtime == "static" else "cuda-shared"
+        build = ROOT / "build" / f"native-{kind}"
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "SIMFAST_TORCH": Path(torch.origin).parent,
@@ -64,6 +69,7 @@ class CMakeBuild(build_ext):
         if nvcc:
             options["CMAKE_CUDA_COMPILER"] = nvcc
             options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES") or ARCHITECTURES
+            options["SIMFAST_CUDA_RUNTIME"] = runtime
         defines = [f"-D{key}={value}" for key, value in options.items()]
         # cmake and ninja may be packages beside this Python, whose folder need not be on the PATH.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

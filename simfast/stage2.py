@@ -81,7 +81,7 @@ def label_target(config: Config, restored: Restored, folder: Path, device: torch
     log.info(
         "pseudo labels: %d images, %.1f %% of the pixels kept, %s, in %s",
         made["images"],
-        100 * kept / seen,
+        100 * kept / max(seen, 1),
         f"never predicted: {', '.join(missing)}" if missing else "every class predicted",
         folder,
     )

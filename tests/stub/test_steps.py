@@ -1,0 +1,86 @@
+"""Every kind of step on the stub GPU: nothing is read, nothing waits, no more is launched than is known."""
+
+import itertools
+import json
+
+import pytest
+import stub_gpu
+import torch
+from launches import BOUNDS, images, matching
+from stub_steps import (
+    MODES,
+    PRECISIONS,
+    SETTINGS,
+    STEADY,
+    batches,
+    case_name,
+    determinism,
+    numbers,
+    small_trainer,
+    step_of,
+)
+
+KINDS = list(itertools.product(SETTINGS, MODES, PRECISIONS, (True, False)))
+# What a rebuilt torch or a harmless change may add.
+SLACK = 1.1
+
+bounds = json.loads(BOUNDS.read_text())
+counted_here = pytest.mark.skipif(bounds["torch"] != torch.__version__, reason=f"counted with torch {bounds['torch']}")
+
+
+def within(found: dict, bound: dict) -> None:
+    for what in ("launches", "memcpy", "memset", "nodes"):
+        if what in bound:
+            assert found[what] <= SLACK * bound[what], f"{what}: {found[what]}, known are {bound[what]}"
+    assert found["sync"] <= bound["sync"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: case_name(*kind))
+def test_a_step_never_waits_and_launches_no_more_than_is_known(kind):
+    setting, mode, *_ = kind
+    found = step_of(*kind)
+    assert found.violations == []
+    assert found.total("sync") == 0
+    assert found.total("malloc") <= (mode == "eager")  # the allocator may have to cut its memory otherwise once more
+    copies = found.names("memcpy")
+    # The order of pasting is drawn on the host, in pinned memory.
+    assert copies["HtoD"] == (SETTINGS[setting].get("self_training") == "online")
+    assert set(copies) <= {"HtoD", "DtoD"}
+    assert found.total("graph") == (mode == "graph")
+    assert (found.launches <= 6) == (mode == "graph")
+    if bounds["torch"] == torch.__version__:
+        within(numbers(found, mode), bounds["steps"][case_name(*kind)])
+
+
+@counted_here
+def test_matching_launches_no_more_than_is_known():
+    for name, found in matching().items():
+        within(found, bounds["matching"][name])
+
+
+@counted_here
+def test_an_image_evaluated_or_labelled_launches_no_more_than_is_known():
+    for name, found in images().items():
+        within(found, bounds["images"][name])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_evaluation_a_saved_and_a_loaded_state_between_replays_leave_the_graph_alone(precision, seen):
+    with determinism(True):
+        trainer, inputs = small_trainer("online", "graph", precision), list(batches(2, "cuda"))
+        for step in range(2):
+            trainer.step(step, *inputs[step])
+        state = trainer.state_dict()
+        trainer.model.eval()
+        with torch.no_grad():
+            trainer.model(torch.zeros(1, 3, 32, 32, device="cuda"))
+        trainer.model.train()
+        stub_gpu.reset()
+        trainer.step(2, *inputs[0])
+        assert seen().total("graph") == 1
+        assert seen().total("sync") == 0
+        trainer.load_state_dict(state)
+        for step in range(STEADY):
+            trainer.step(step, *inputs[1])
+        assert trainer.mode == "graph"
+        assert seen().violations == []
