@@ -3,9 +3,11 @@
 Environment, read at build time:
     SIMFAST_CUDA: auto (default: CUDA kernels where nvcc is found), 1 (an error without nvcc) or 0.
     SIMFAST_CUDA_ARCHITECTURES: as CMake's CMAKE_CUDA_ARCHITECTURES, e.g. "90"; default 80, 86, 89, 90, 100 and 120.
+    SIMFAST_CUDA_FLAGS: more flags for nvcc, e.g. "-DNAME=2" for a variant of a kernel, built in a folder of its own.
     CUDA_HOME: where to look for nvcc before the PATH and /usr/local/cuda.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -53,8 +55,10 @@ class CMakeBuild(build_ext):
             raise SystemExit(
                 "torch: must be installed before simfast is built, with `pip install --no-build-isolation -e .`"
             )
-        nvcc = find_nvcc()
+        nvcc, flags = find_nvcc(), os.environ.get("SIMFAST_CUDA_FLAGS", "")
         build = ROOT / "build" / ("native-cuda" if nvcc else "native-cpu")
+        if flags:
+            build = build.with_name(f"{build.name}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}")
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "SIMFAST_TORCH": Path(torch.origin).parent,
@@ -62,7 +66,7 @@ class CMakeBuild(build_ext):
             "SIMFAST_CUDA": "ON" if nvcc else "OFF",
         }
         if nvcc:
-            options["CMAKE_CUDA_COMPILER"] = nvcc
+            options["CMAKE_CUDA_COMPILER"], options["CMAKE_CUDA_FLAGS"] = nvcc, flags
             options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES") or ARCHITECTURES
         defines = [f"-D{key}={value}" for key, value in options.items()]
         # cmake and ninja may be packages beside this Python, whose folder need not be on the PATH.

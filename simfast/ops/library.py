@@ -1,6 +1,7 @@
 """Loads the native library when `simfast.ops` is imported; what went wrong is told when an op is called."""
 
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ def _load(path: Path) -> str | None:
     return None
 
 
-error = _load(Path(simfast.__file__).with_name("_simfast.so"))
+# SIMFAST_LIBRARY names another build of it, as one for the stub GPU of tests/stub.
+error = _load(Path(os.environ.get("SIMFAST_LIBRARY") or Path(simfast.__file__).with_name("_simfast.so")))
 
 
 def available() -> bool:

@@ -1,0 +1,90 @@
+"""Gathers what a machine with a GPU may lack into one folder that git ignores: wheels, and libraries built beforehand.
+
+    python -m bench.gpu.bundle [--folder build/gpu-bundle] [--no-wheels] [--no-libraries]
+
+The folder then holds
+    wheels/                       of Python 3.12 on Linux; the driver unpacks those whose package is not installed
+    _simfast.so                   built for compute capability 9.0 alone; used where simfast/_simfast.so is missing
+    _simfast-VARIANT.so           one for each of VARIANTS, measured beside it
+    commit.json                   what all of it was made from, for a machine to which .git does not travel
+Its size is printed; a limit on what may be carried is the caller's business.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from simfast.environment import git
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build" / "gpu-bundle"
+ARCHITECTURE = "90"
+
+# Other builds of the kernels: flags for nvcc (SIMFAST_CUDA_FLAGS), or "commit:REVISION" for the sources of another day.
+VARIANTS: dict[str, str] = {"before": "commit:66bd080"}
+
+# With everything they need (small, or pure Python) ...
+WITH_NEEDS = ("pydantic", "tyro", "tqdm", "tabulate", "hypothesis", "pyyaml", "pillow")
+# ... and without: what these need is there, or is too large to carry.
+ALONE = ("connected-components-3d",)
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--no-wheels", action="store_true", help="leave the wheels as they are")
+    parser.add_argument("--no-libraries", action="store_true", help="leave the libraries as they are")
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    if not asked.no_wheels:
+        wheels(asked.folder / "wheels")
+    if not asked.no_libraries:
+        library(ROOT, asked.folder / "_simfast.so", "")
+        for name, how in VARIANTS.items():
+            variant(name, how, asked.folder / f"_simfast-{name}.so")
+    state = {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain", "--untracked-files=no")}
+    (asked.folder / "commit.json").write_text(json.dumps(state | {"variants": VARIANTS}) + "\n")
+    files = sorted(f for f in asked.folder.rglob("*") if f.is_file())
+    for file in files:
+        print(f"{file.stat().st_size / 2**20:7.2f} MiB  {file.relative_to(asked.folder)}")
+    print(f"{sum(f.stat().st_size for f in files) / 2**20:7.2f} MiB in all")
+
+
+def wheels(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(folder)]
+    command += ["--python-version", "3.12", "--implementation", "cp"]
+    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    subprocess.run([*command, *WITH_NEEDS], check=True)
+    subprocess.run([*command, "--no-deps", *ALONE], check=True)
+
+
+def variant(name: str, how: str, target: Path) -> None:
+    if not how.startswith("commit:"):
+        library(ROOT, target, how)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "archive", how.removeprefix("commit:")], cwd=ROOT, check=True, stdout=subprocess.PIPE
+        )
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        library(Path(folder), target, "")
+
+
+def library(source: Path, target: Path, flags: str) -> None:
+    """The library of the sources in a folder, as setup.py builds it."""
+    environment = {"SIMFAST_CUDA": "1", "SIMFAST_CUDA_ARCHITECTURES": ARCHITECTURE, "SIMFAST_CUDA_FLAGS": flags}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", folder]
+        subprocess.run(command, cwd=source, check=True, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+        shutil.copyfile(Path(folder, "simfast", "_simfast.so"), target)
+
+
+if __name__ == "__main__":
+    main()
