@@ -1,6 +1,7 @@
 # make train   set up .venv with what training needs, then train on the embedded streets
 # make test    set up .venv with what the tests need too, then lint and test
 # make install the set-up alone
+# make gpu-bundle  gather what a machine with a GPU may lack, for `python -m bench.gpu OUT` there
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: install train test clean
+.PHONY: install train test gpu-bundle clean
 
 install: .venv/simfast
 
@@ -19,6 +20,9 @@ test: .venv/simfast-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+gpu-bundle: .venv/simfast
+	$(BIN)/python -m bench.gpu.bundle
 
 # torch first and pinned: whatever comes later takes the one that is there. The build tools come before our own package,
 # which is built against that torch (no build isolation).

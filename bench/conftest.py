@@ -8,6 +8,10 @@ import pytest
 from bench.rows import Case
 
 
+def pytest_configure(config) -> None:
+    config.pluginmanager.unregister(name="benchmark")  # pytest-benchmark's fixture has the same name
+
+
 @pytest.fixture
 def benchmark(request):
     path = os.environ.get("SIMFAST_BENCH_ROWS")

@@ -3,8 +3,8 @@
     python -m bench.run --out bench/results [--only components] [--select cpu] [--note "other programs were running"]
 
 The file holds the device, its driver, versions, the commit, the machine's load before and after, and per case the
-median of every contender, those that are missing named. Until it is complete, what was measured is in a file of the same
-name that ends in .jsonl, case by case. `python -m bench.table FILE...` makes a table and a plot of result files.
+median of every contender, those that are missing named. Until it is complete, what was measured is in a file of the
+same name that ends in .jsonl, case by case. `python -m bench.table FILE...` makes a table and a plot of result files.
 """
 
 import argparse

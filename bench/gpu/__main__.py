@@ -4,14 +4,15 @@
 
 Parts run in the order of their worth, each in a process of its own and with a limit of its own. The budget is in
 seconds on the clock: a part is not begun when less is left than it could be of use in, so that only the tail is cut;
-`--from` begins the next call there. Whatever is measured is in OUT/results.jsonl at once. A part that fails says so, and
-the others go on; the exit status is then 1. OUT also receives log.txt and table.md, which is printed last;
+`--from` begins the next call there. What is measured is in OUT/results.jsonl at once. A part that fails says so, and
+the others go on; the exit status is then 1. OUT also receives log.txt and table.md, which is printed last.
 `python -m bench.gpu.table OUT` makes it again, `python -m bench.gpu.collect OUT` a result file for bench/results/.
 
-The machine needs torch with its Triton, numpy and pytest; no network, and nothing is built. To be carried besides the
-tracked files: simfast/_simfast.so, and build/gpu-bundle (`make gpu-bundle` gathers it) with wheels of what may be missing
-and with variants of the library, which are measured beside it. Without a GPU it is a rehearsal of the smallest cases;
-`--rehearse` is for a stand-in of a GPU that computes nothing: wrong values are written down and stop nothing.
+The machine needs torch with its Triton, numpy and pytest; no network, and nothing is built there. `make gpu-bundle`
+gathers in build/gpu-bundle, which git ignores, the library, variants of it that are measured beside it, and wheels of
+what may be missing: carry that folder besides the tracked files. A simfast/_simfast.so is taken before the bundle's.
+Without a GPU it is a rehearsal of the smallest cases; `--rehearse` is for a stand-in of a GPU that computes nothing:
+wrong values are written down and stop nothing.
 """
 
 import argparse
@@ -27,9 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import rows
+from bench.gpu.variants import BUNDLE, ROOT, VARIANTS
 
-ROOT = Path(__file__).parents[2]
-BUNDLE = ROOT / "build" / "gpu-bundle"
 TABLE_SECONDS = 5  # of the budget, for the table
 
 
@@ -39,7 +39,7 @@ class Part:
 
     Args:
         name: of the part.
-        module: of bench.gpu, and what it is called with.
+        module: and what it is called with.
         expected: seconds that it should take on an H100, an estimate.
         limit: seconds after which it is ended.
         least: seconds without which it is not begun.
@@ -53,24 +53,24 @@ class Part:
 
 
 def step(what: str, expected: int, limit: int, least: int) -> Part:
-    return Part(f"step-{what}", ("step", "--what", what), expected, limit, least)
+    return Part(f"step-{what}", ("bench.gpu.step", "--what", what), expected, limit, least)
 
 
 def program(name: str, expected: int, limit: int, least: int) -> Part:
-    return Part(name, ("programs", "--what", name), expected, limit, least)
+    return Part(name, ("bench.gpu.programs", "--what", name), expected, limit, least)
 
 
 # What is most worth knowing first. The first seven should fit into five minutes.
 PARTS = (
-    Part("smoke", ("smoke",), 30, 75, 20),
-    Part("ops", ("ops",), 35, 75, 20),
+    Part("smoke", ("bench.gpu.smoke",), 30, 75, 20),
+    Part("ops", ("bench.gpu.ops",), 35, 75, 20),
     step("first", 55, 110, 40),
     program("tests-step", 45, 90, 30),
-    Part("matching", ("matching",), 20, 45, 15),
+    Part("matching", ("bench.gpu.matching",), 20, 45, 15),
     step("profile", 30, 60, 25),
     program("tests-ops", 50, 90, 30),
     step("convolutions", 20, 45, 15),
-    Part("variants", ("ops",), 50, 120, 20),  # a process for each library
+    Part("variants", ("bench.gpu.ops",), 50, 120, 20),  # a process for each library
     step("more", 45, 90, 30),
     program("train", 45, 90, 30),
     program("counters", 40, 75, 30),
@@ -146,7 +146,8 @@ class Run:
         for file in [*libraries, None]:
             label = file.stem.removeprefix("_simfast-") if file else "simfast, again"
             environment = {"SIMFAST_LIBRARY": str(file.resolve())} if file else {}
-            self.process(part, f"variants: {label}", ["--label", label], environment)
+            cases = VARIANTS[label].cases if label in VARIANTS else ""
+            self.process(part, f"variants: {label}", ["--label", label, "--select", cases], environment)
 
     def process(self, part: Part, name: str, more: list[str], environment: dict[str, str]) -> None:
         left = self.ends - TABLE_SECONDS - time.monotonic()
@@ -155,7 +156,7 @@ class Run:
             return
         limit, began = min(part.limit, left), time.monotonic()
         before = len(rows.read(self.out / "results.jsonl"))
-        command = [sys.executable, "-m", f"bench.gpu.{part.module[0]}", *part.module[1:], *more]
+        command = [sys.executable, "-m", *part.module, *more]
         command += ["--out", str(self.out), "--scratch", str(self.scratch)]
         with open(self.out / "log.txt", "a") as log:
             log.write(f"\n== {name}\n")

@@ -1,11 +1,12 @@
 """Gathers what a machine with a GPU may lack into one folder that git ignores: wheels, and libraries built beforehand.
 
-    python -m bench.gpu.bundle [--folder build/gpu-bundle] [--no-wheels] [--no-libraries]
+    python -m bench.gpu.bundle [--before REVISION] [--no-wheels] [--no-libraries]
 
 The folder then holds
     wheels/                       of Python 3.12 on Linux; the driver unpacks those whose package is not installed
     _simfast.so                   built for compute capability 9.0 alone; used where simfast/_simfast.so is missing
     _simfast-VARIANT.so           one for each of VARIANTS, measured beside it
+    _simfast-before.so            from the sources of REVISION, which must have the same ops
     commit.json                   what all of it was made from, for a machine to which .git does not travel
 Its size is printed; a limit on what may be carried is the caller's business.
 """
@@ -19,14 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.gpu.variants import BUNDLE, ROOT, VARIANTS
 from simfast.environment import git
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "build" / "gpu-bundle"
 ARCHITECTURE = "90"
 
-# Other builds of the kernels: flags for nvcc (SIMFAST_CUDA_FLAGS), or "commit:REVISION" for the sources of another day.
-VARIANTS: dict[str, str] = {"before": "commit:66bd080"}
 
 # With everything they need (small, or pure Python) ...
 WITH_NEEDS = ("pydantic", "tyro", "tqdm", "tabulate", "hypothesis", "pyyaml", "pillow")
@@ -37,7 +35,10 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--folder", type=Path, default=BUNDLE)
+    parser.add_argument(
+        "--before", metavar="REVISION", help="also build the sources of this commit, to be measured too"
+    )
     parser.add_argument("--no-wheels", action="store_true", help="leave the wheels as they are")
     parser.add_argument("--no-libraries", action="store_true", help="leave the libraries as they are")
     asked = parser.parse_args()
@@ -46,10 +47,14 @@ def main() -> None:
         wheels(asked.folder / "wheels")
     if not asked.no_libraries:
         library(ROOT, asked.folder / "_simfast.so", "")
-        for name, how in VARIANTS.items():
-            variant(name, how, asked.folder / f"_simfast-{name}.so")
+        for old in asked.folder.glob("_simfast-*.so"):
+            old.unlink()
+        for name, variant in VARIANTS.items():
+            library(ROOT, asked.folder / f"_simfast-{name}.so", variant.flags)
+        if asked.before:
+            library_of(asked.before, asked.folder / "_simfast-before.so")
     state = {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain", "--untracked-files=no")}
-    (asked.folder / "commit.json").write_text(json.dumps(state | {"variants": VARIANTS}) + "\n")
+    (asked.folder / "commit.json").write_text(json.dumps(state) + "\n")
     files = sorted(f for f in asked.folder.rglob("*") if f.is_file())
     for file in files:
         print(f"{file.stat().st_size / 2**20:7.2f} MiB  {file.relative_to(asked.folder)}")
@@ -65,14 +70,9 @@ def wheels(folder: Path) -> None:
     subprocess.run([*command, "--no-deps", *ALONE], check=True)
 
 
-def variant(name: str, how: str, target: Path) -> None:
-    if not how.startswith("commit:"):
-        library(ROOT, target, how)
-        return
+def library_of(revision: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "archive", how.removeprefix("commit:")], cwd=ROOT, check=True, stdout=subprocess.PIPE
-        )
+        archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         library(Path(folder), target, "")
 

@@ -1,4 +1,4 @@
-"""Launches the kernels of every op once at the paper's sizes and nothing else of note: what a counting profiler runs."""
+"""Launches the kernels of every op once at the paper's sizes, and little else: what a counting profiler runs."""
 
 import torch
 

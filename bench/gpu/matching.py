@@ -1,6 +1,7 @@
-"""The matching of a step as a CUDA graph under torch's profiler: how many kernels, which, and what lies between them."""
+"""The matching of a step as a CUDA graph under torch's profiler: how many kernels, which, and the gaps in between."""
 
 import collections
+import itertools
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +32,7 @@ def kernels(run: Callable[[], object], calls: int = 1) -> dict:
     by_name: dict[str, list[float]] = collections.defaultdict(list)
     for start, end, name in spans:
         by_name[name[:120]].append(end - start)
-    gaps = [max(later[0] - earlier[1], 0) for earlier, later in zip(spans, spans[1:], strict=False)]
+    gaps = [max(later[0] - earlier[1], 0) for earlier, later in itertools.pairwise(spans)]
     longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))
     return {
         "kernels": sum(not name.startswith("Mem") for _, _, name in spans) / calls,

@@ -139,7 +139,7 @@ def nearest_backward(device: str) -> Work:
 
 
 def whole_matching(case: str, device: str) -> Work:
-    """Both domains with loss and gradient. Its memory changes with every call: checked where it is a bench of its own."""
+    """Both domains with loss and gradient. Its memory changes with every call: bench/matching.py checks its values."""
     dtype, memory_format = matching_bench.CASES[case]
     inputs, head = matching_bench.make_inputs(dtype, memory_format, device), matching_bench.make_head(device)
     module = matching_bench.make_matching("fused", device)

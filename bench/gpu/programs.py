@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 # The tests that decide come first: a captured step against an eager one, then the ops, then everything else.
 STEP_TESTS = ("tests/test_step_modes.py", "tests/test_matching_fused.py")
 OPS_TESTS = tuple(f"tests/test_{op}.py" for op in ("components", "regions", "segment_mean", "nearest", "upsampled"))
-PEERS = ("components", "regions", "segment_mean", "nearest", "matching", "data")
+# Benches, and which of their cases.
+PEERS = dict.fromkeys(("components", "regions", "segment_mean", "matching"), "bench") | {
+    "nearest": "not tiles",
+    "data": "paper",
+}
 TRAINING_NEEDS = ("pydantic", "tyro", "yaml", "tqdm", "PIL", "cv2", "matplotlib", "tensorboard", "tabulate")
 COUNTERS = (
     "gpu__time_duration.sum",
@@ -140,13 +144,11 @@ def counters(part: Part) -> None:
 
 def peers(part: Part, name: str) -> None:
     """One of the repository's own benches, ours beside whatever else is installed."""
-    select = "cuda" if part.device == "cuda" else "cpu and smooth and not images"
     if part.device == "cpu" and name != "regions":
         part.row(name, skipped="no GPU")
         return
-    if name == "data":
-        select += " and paper"
-    command = [sys.executable, "-m", "pytest", f"bench/{name}.py", "-o", "python_functions=bench_*", "-k", select]
+    select = ["-m", "gpu", "-k", PEERS[name]] if part.device == "cuda" else ["-k", "cpu and smooth and not images"]
+    command = [sys.executable, "-m", "pytest", f"bench/{name}.py", "-o", "python_functions=bench_*", *select]
     status = run(part, [*command, "-p", "no:cacheprovider", "--tb=short"], PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     if status not in (0, 5):
         raise RuntimeError(f"bench/{name}.py: status {status}")

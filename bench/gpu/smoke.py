@@ -14,7 +14,8 @@ import torch
 
 from bench import timing
 from bench.gpu.part import Part, arguments
-from bench.run import ROOT, machine
+from bench.gpu.variants import BUNDLE
+from bench.run import machine
 from bench.step_measures import matrix_rate
 from simfast import ops, reference
 from simfast.matching import StuffInstanceMatching
@@ -24,7 +25,7 @@ from simfast.testing import STUFF, THINGS, assert_same, assert_within_budget, fe
 
 SIZES = ((1, 1), (91, 161), (65, 129), (1024, 2048))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-BUNDLED = ROOT / "build" / "gpu-bundle" / "commit.json"
+BUNDLED = BUNDLE / "commit.json"
 PACKAGES = ("triton", "cupy", "hypothesis", "skimage", "scipy", "cc3d", "pydantic", "tyro", "cv2", "matplotlib")
 
 

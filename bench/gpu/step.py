@@ -45,12 +45,11 @@ def prepare(part: Part, batch: int = 1) -> tuple[tuple[Tensor, ...], list[dict[s
     """Inputs, the losses of the first steps that every kind must have, and FLOP of a step."""
     device, kept = part.device, part.scratch / f"step-{batch}.pt"
     inputs, networks = make_inputs(device, batch), part.scratch / "networks.pt"
+    began = time.monotonic()
     if networks.exists():
         with_weights(networks, device)
-    began = time.monotonic()
-    for file, state in zip((networks,), ([n.state_dict() for n in bench.networks(device)],), strict=True):
-        if not file.exists():
-            torch.save(state, file)
+    else:
+        torch.save([network.state_dict() for network in bench.networks(device)], networks)
     if kept.exists():
         expected, flops = torch.load(kept)
     elif needs("skimage") is None:

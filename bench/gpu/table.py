@@ -54,8 +54,8 @@ def header(found: Rows) -> str:
     device = next((row for row in found if "copy_gb_per_s" in row), {})
     if machine is None:
         return "No machine is known: the smoke has not run."
-    line = f"{machine['gpu'] or machine['cpu'] + ', no GPU'}, driver {machine['driver']}, torch {machine['versions']['torch']}"
-    line += f", commit {machine['commit'][:10]}, {machine['date']}"
+    line = f"{machine['gpu'] or machine['cpu'] + ', no GPU'}, driver {machine['driver']}"
+    line += f", torch {machine['versions']['torch']}, commit {machine['commit'][:10]}, {machine['date']}"
     if device:
         line += f"; copy {device['copy_gb_per_s']:.0f} GB/s, matrix product {device['matrix_tflops']:.0f} TFLOP/s"
     return line
