@@ -7,6 +7,7 @@ waits for the delay itself: its gaps are part of it, and its `how` says so.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -23,23 +24,30 @@ def timer(run: Callable[[], Any], check: Callable[[Any], None] | None, graph: bo
 
     Without a check it is Delayed: a graph that a library with a stream of its own left empty would be the fastest.
     """
-    delayed = Delayed(run)
+    delayed = Delayed(run, None if graph else torch.cuda.default_stream())
     if not graph or check is None or delayed.seconds > LONGEST_GRAPH:
         return delayed
     try:
         replayed = Replayed(run, delayed.seconds)
         replayed.prove(check)
     except Exception as reason:  # whatever a library raises in a capture: then it is none that a graph can hold
-        torch.cuda.synchronize()
+        with suppress(RuntimeError):
+            torch.cuda.synchronize()  # the capture's error may come once more
         delayed.no_graph = " ".join(str(reason).split())[:80]
         return delayed
     return replayed
 
 
 class Delayed:
-    """Times by events, begun behind a delay of the device."""
+    """Times by events, begun behind a delay of the device.
 
-    def __init__(self, run: Callable[[], Any]):
+    Args:
+        run: the call.
+        stream: that it is called on; None: the current one.
+    """
+
+    def __init__(self, run: Callable[[], Any], stream: torch.cuda.Stream | None = None):
+        self.stream = stream
         self.run, self.late, self.seconds, self.no_graph = run, 0, 0.0, ""
         self.delay = 1e-3
         for _ in range(2):  # the first may compile
@@ -54,6 +62,10 @@ class Delayed:
 
     def sample(self) -> tuple[float, float]:
         """Seconds on the device and of the call."""
+        with torch.cuda.stream(self.stream):
+            return self._sample()
+
+    def _sample(self) -> tuple[float, float]:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         refill()
@@ -134,7 +146,7 @@ def capture(
 ) -> tuple[torch.cuda.CUDAGraph, Any]:
     """A graph of so many calls, and the last one's result; called once outside before."""
     current, default = torch.cuda.current_stream(), torch.cuda.default_stream()
-    stream = current if current != default else _stream()
+    stream = current if current != default else own_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         if before is not None:
@@ -156,7 +168,8 @@ def _refills(copies: int) -> torch.cuda.CUDAGraph:
 
 
 @cache
-def _stream() -> torch.cuda.Stream:
+def own_stream() -> torch.cuda.Stream:
+    """The stream that is captured."""
     return torch.cuda.Stream()
 
 

@@ -33,7 +33,8 @@ class Contender:
         check: raises AssertionError if what `run` returned is wrong.
         missing: why it cannot run here; it is then named in the result without a time.
         threads: how many threads of torch's pool it runs on; None leaves the number as it is.
-        graph: False where a replay in a CUDA graph is not what is meant, as for a call that changes its own input.
+        graph: False where a replay in a CUDA graph is not what is meant, as for a call that changes its own input, and
+            for libraries that compute on the default stream: on that it is then called.
     """
 
     name: str
@@ -78,7 +79,7 @@ def compare(benchmark, contenders: list[Contender], device: str, bytes_moved: in
     present = [c for c in contenders if c.missing is None]
     wrong = {}
     for contender in present:
-        with _threads(contender.threads):
+        with _threads(contender.threads), _stream_of(contender, device):
             result = contender.run()
         wrong[contender.name] = judge(contender.check, result)  # a wrong contender ends the case: no time for it
 
@@ -155,6 +156,18 @@ def copy_rate(device: str) -> float:
             sample = partial(_sample_cpu, lambda: target.copy_(source))
         _rates[device] = 2 * size / max(min(sample()[0] for _ in range(9)), 1e-9)
     return _rates[device]
+
+
+@contextmanager
+def _stream_of(contender: Contender, device: str) -> Iterator[None]:
+    """The stream that a contender is called on; work of other ones is done before and afterwards."""
+    if device != "cuda" or contender.graph:
+        yield
+        return
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.default_stream()):
+        yield
+    torch.cuda.synchronize()
 
 
 @contextmanager

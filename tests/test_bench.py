@@ -1,5 +1,6 @@
 """The rules of the benchmarks: right before fast, on disk as soon as measured, a missing peer is named, no gap of the
-host in a device's time; and of the run on a machine with a GPU: parts by worth, limits that cost one part alone, a table.
+host in a device's time; and of the run on a machine with a GPU: parts by worth, limits that cost one part alone, a
+table.
 """
 
 import gc

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench import matching as bench
-from bench.device_timing import capture
+from bench.device_timing import capture, own_stream
 from bench.gpu.part import Part, arguments
 from bench.step_measures import determinism
 from bench.timing import summary
@@ -48,7 +48,7 @@ def kernels(run: Callable[[], object], calls: int = 1) -> dict:
 def one(part: Part, case: str, deterministic: bool, gate: bool) -> None:
     dtype, memory_format = bench.CASES[case]
     inputs, head = bench.make_inputs(dtype, memory_format, "cuda"), bench.make_head("cuda")
-    with determinism(deterministic), torch.cuda.stream(torch.cuda.Stream()):
+    with determinism(deterministic), torch.cuda.stream(own_stream()):
         module = bench.make_matching("fused", "cuda")
         module.gate = "released" if gate else "none"
         run = bench.runner(module, head, inputs)

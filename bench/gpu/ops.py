@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench import matching as matching_bench
-from bench.device_timing import Replayed
+from bench.device_timing import Replayed, own_stream
 from bench.gpu.part import Part, arguments
 from bench.timing import copy_rate, judge, summary
 from simfast import ops, reference
@@ -189,7 +189,7 @@ def measure(part: Part, label: str, name: str, make: Callable[[], Work]) -> None
         part.row(name, passed=True, skipped="no GPU")
         return
     # One stream for all: a gradient is captured only on that of its forward pass.
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(own_stream()):
         work = make()
         wrong = judge(work.check, work.run())
         replayed = Replayed(work.run, 1e-4)
@@ -210,9 +210,6 @@ def measure(part: Part, label: str, name: str, make: Callable[[], Work]) -> None
         timed_by=replayed.how,
         **({"wrong": wrong} if wrong else {}),
     )
-
-
-stream = torch.cuda.Stream() if torch.cuda.is_available() else None
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import step as bench
-from bench.device_timing import Replayed
+from bench.device_timing import Replayed, own_stream
 from bench.gpu.matching import kernels
 from bench.gpu.part import Part, arguments
 from bench.step import CASES, Kind, first_losses, make_inputs, make_trainer, measure_kind, runner
@@ -111,7 +111,7 @@ def convolutions(part: Part) -> None:
     """Forward, and forward with both gradients, bf16, channels-last, each alone."""
     for deterministic in (True, False):
         for name, shape in CONVOLUTIONS.items():
-            with bench.determinism(deterministic), torch.cuda.stream(stream):
+            with bench.determinism(deterministic), torch.cuda.stream(own_stream()):
                 one_convolution(part, f"{name}{'' if deterministic else ', not deterministic'}", *shape)
 
 
@@ -134,9 +134,6 @@ def one_convolution(part: Part, name: str, inputs, outputs, kernel, stride, dila
         found = summary(taken)
         tflops = factor * flops / max(found["device_ms"], 1e-6) / 1e9
         part.row(f"convolution, {name}", contender=what, **found, tflops=tflops, timed_by=replayed.how)
-
-
-stream = torch.cuda.Stream() if torch.cuda.is_available() else None
 
 
 def main() -> None:

@@ -151,14 +151,16 @@ def tests(found: Rows) -> str:
 
 
 def peers(found: Rows) -> str:
-    lines = []
+    lines, missing = [], {}
     for case in rows.cases([r for r in found if r["part"].startswith("peers-")]):
         for c in case["contenders"]:
-            time = f"missing: {c['missing']}"[:40] if "missing" in c else number(c, "device_ms", 1, 4)
-            lines.append(
-                [f"{case['name'].split('::')[-1]}: {c['name']}"[:80], time, number(c, "times_the_first", 1, 2)]
-            )
-    return columns("PEERS", ("case: contender", "ms", "x the first"), lines)
+            if "missing" in c:
+                missing[c["name"]] = c["missing"]
+                continue
+            name = f"{case['name'].split('::')[-1].removeprefix('bench_')}: {c['name']}"[:80]
+            lines.append([name, number(c, "device_ms", 1, 4), number(c, "times_the_first", 1, 2)])
+    text = columns("PEERS", ("case: contender", "ms", "x the first"), lines)
+    return "\n".join(filter(None, [text, *(f"{name}: {reason}"[:120] for name, reason in missing.items())]))
 
 
 def others(found: Rows) -> str:
