@@ -39,6 +39,9 @@ TOLERANCE = {"fp32": 0.02, "bf16": 0.1, "fp16": 0.05}
 MATCHING_TOLERANCE = 0.3
 
 
+TRAINED = {"cuda": 60, "cpu": 60}  # steps that the networks have behind them
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     mode: str
@@ -102,7 +105,7 @@ def networks(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     brief = dataclasses.replace(config, method="source-only", lr=0.02, head_lr_factor=0.01)
     trainer = Trainer(brief, model, None, None, "rgb", torch.device(device))
     source, labels, _ = make_inputs(device, 1)
-    for step in range(60):
+    for step in range(TRAINED[device]):
         trainer.step(step, source, labels)
     return model.to(memory_format=torch.contiguous_format), discriminator.to(device)
 

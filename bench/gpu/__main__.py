@@ -130,6 +130,7 @@ class Run:
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "PYTHONUNBUFFERED": "1",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "OMP_WAIT_POLICY": "passive",  # threads that spin hold up whatever else runs
         }
         if rehearse:
             self.environment["SIMFAST_BENCH_REHEARSAL"] = "1"

@@ -112,12 +112,20 @@ def search(dtype: torch.dtype, live: int, device: str) -> tuple[tuple[Tensor, ..
     return tuple(x.to(device) for x in inputs), tuple(x.to(device) for x in expected)
 
 
+def assert_as_near(found: Tensor, expected: Tensor, distance: Callable[[Tensor], Tensor]) -> None:
+    """The same rows, but for those that are as near up to the rounding of a sum; none where there is none."""
+    assert torch.equal(found >= 0, expected >= 0), "a row where there is none, or none where there is one"
+    there = expected >= 0
+    torch.testing.assert_close(distance(found)[there], distance(expected)[there], rtol=1e-5, atol=0)
+
+
 def nearest(dtype: torch.dtype, live: int, device: str) -> Work:
     inputs, (distances, rows) = search(dtype, live, device)
+    queries, classes, bank, starts, _ = inputs
 
     def check(found) -> None:
         torch.testing.assert_close(found[0], distances, rtol=1e-5, atol=0)
-        assert torch.equal(found[1], rows)
+        assert_as_near(found[1], rows, lambda row: (queries - bank[starts[classes] + row].float()).abs().sum(1))
 
     # Classes of which no slot is taken need not be read: here each has some.
     return Work(

@@ -92,7 +92,7 @@ def train(part: Part) -> None:
         passed=True,
         seconds=time.monotonic() - began,
         seconds_of_the_run=result.get("seconds"),
-        last_log=next((row for row in reversed(log) if "step" in row), None),
+        last_log=next((row for row in reversed(log) if row["kind"] == "train"), None),
         **({} if part.device == "cuda" else {"skipped": "no GPU"}),
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import step as bench
+from bench import step_measures
 from bench.device_timing import Replayed, own_stream
 from bench.gpu.matching import kernels
 from bench.gpu.part import Part, arguments
@@ -37,8 +38,10 @@ CONVOLUTIONS = {
 }
 
 
-def case_of(batch: int) -> str:
-    return f"step, ResNet-101, 1280x720 and 1024x512, batch {batch}"
+def case_of(device: str, batch: int) -> str:
+    config = bench.settings(device, batch)
+    sizes = " and ".join(f"{width}x{height}" for width, height in (config.source_size, config.target_size))
+    return f"step, {config.arch}, {sizes}, batch {batch}"
 
 
 def prepare(part: Part, batch: int = 1) -> tuple[tuple[Tensor, ...], list[dict[str, float]], int]:
@@ -77,15 +80,15 @@ def with_weights(file, device: str) -> None:
 
 def kinds(part: Part, batch: int, wanted: list[Kind]) -> None:
     if batch > 1 and needs("skimage") is not None:
-        part.row(case_of(batch), skipped="no scikit-image for the plain loop")
+        part.row(case_of(part.device, batch), skipped="no scikit-image for the plain loop")
         return
     inputs, expected, flops = prepare(part, batch)
     info = {"device": part.device, "batch": batch, "flops": flops, "matrix_rate": matrix_rate(part.device)}
-    part.row(case_of(batch), info=info | {"floor_ms": 1e3 * flops / info["matrix_rate"]})
+    part.row(case_of(part.device, batch), info=info | {"floor_ms": 1e3 * flops / info["matrix_rate"]})
 
     def one(kind: Kind) -> None:
         row = measure_kind(kind, part.device, batch, inputs, expected, flops)
-        part.row(case_of(batch), contender=row.pop("name"), **row)
+        part.row(case_of(part.device, batch), contender=row.pop("name"), **row)
 
     part.each({f"{kind.name}, batch {batch}": partial(one, kind) for kind in wanted})
 
@@ -93,7 +96,7 @@ def kinds(part: Part, batch: int, wanted: list[Kind]) -> None:
 def plain(part: Part) -> None:
     inputs, _, flops = prepare(part)
     row = bench.measure_plain(part.device, 1, inputs, flops)
-    part.row(case_of(1), contender=row.pop("name"), **row)
+    part.row(case_of(part.device, 1), contender=row.pop("name"), **row)
 
 
 def profiled(part: Part) -> None:
@@ -142,6 +145,8 @@ def main() -> None:
     asked = parser.parse_args()
     part = Part(f"step-{asked.what}", asked)
     if part.device == "cpu" and asked.what == "first":
+        bench.TRAINED["cpu"] = 3
+        step_measures.STEPS["cpu"] = step_measures.SAMPLES["cpu"] = 1
         kinds(part, 1, CASES["cpu"]["batch 1"][1][:1])
     elif part.needs_gpu():
         if asked.what in GROUPS:
