@@ -77,7 +77,7 @@ PARTS = (
     program("counters", 40, 75, 30),
     step("convolutions", 20, 45, 15),
     program("memcheck", 40, 75, 25),
-    step("compile", 55, 110, 40),
+    step("compile", 90, 220, 80),  # most of it in the compiler
     program("tests-rest", 45, 90, 30),
     step("batches", 45, 90, 30),
     program("peers-matching", 30, 60, 20),
@@ -186,7 +186,11 @@ class Run:
             self.say(name, "passed", seconds)
         else:
             self.red.append(name)
-            self.say(name, "RED", seconds, f"status {status}" if status is not None else f"longer than {limit:.0f} s")
+            why = f"status {status}" if status is not None else f"longer than {limit:.0f} s"
+            if not any("error" in row for row in written):  # it ended before it could say why
+                lines = (self.out / "log.txt").read_text(errors="replace").split()
+                why += f": {' '.join(lines[-12:])[-120:]}"
+            self.say(name, "RED", seconds, why)
 
     def kill(self) -> None:
         """Ends the child and whatever it started: it leads a process group."""

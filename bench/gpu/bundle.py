@@ -29,7 +29,13 @@ ARCHITECTURE = "90"
 # With everything they need (small, or pure Python) ...
 WITH_NEEDS = ("pydantic", "tyro", "tqdm", "tabulate", "hypothesis", "pyyaml", "pillow")
 # ... and without: what these need is there, or is too large to carry.
-ALONE = ("connected-components-3d",)
+ALONE = (
+    "connected-components-3d",
+    "cityscapesscripts==2.3.0",
+    "pyquaternion",
+    "torchmetrics",
+    "lightning-utilities",
+)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 

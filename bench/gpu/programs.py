@@ -49,7 +49,7 @@ def run(part: Part, command: list[str], **environment: str) -> int:
 
 def tests(part: Part, files: tuple[str, ...], select: str) -> None:
     if part.device == "cpu":
-        files, select = files[:1], "no_such_test"  # only that they can be collected
+        select = "no_such_test"  # only that they can be collected
     files = tuple(f for f in files if (ROOT / f).exists())
     command = [sys.executable, "-m", "pytest", *files, "-m", "gpu", "-p", "bench.gpu.outcomes"]
     command += ["-k", select] if select else []
