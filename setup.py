@@ -66,7 +66,8 @@ class CMakeBuild(build_ext):
             "SIMFAST_CUDA": "ON" if nvcc else "OFF",
         }
         if nvcc:
-            options["CMAKE_CUDA_COMPILER"], options["CMAKE_CUDA_FLAGS"] = nvcc, flags
+            options["CMAKE_CUDA_COMPILER"] = nvcc
+            options |= {"CMAKE_CUDA_FLAGS": flags} if flags else {}
             options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES") or ARCHITECTURES
         defines = [f"-D{key}={value}" for key, value in options.items()]
         # cmake and ninja may be packages beside this Python, whose folder need not be on the PATH.

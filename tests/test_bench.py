@@ -278,6 +278,30 @@ def test_the_first_parts_fit_into_five_minutes_and_each_into_one():
     assert [part.name for part in driver.PARTS if part.expected >= 60] == ["step-compile"]
 
 
+BREAKS = """
+from bench.gpu import part
+part._broken = lambda: True
+
+def fails():
+    raise RuntimeError("an illegal access")
+
+one = part.Part("ops", part.arguments("").parse_args())
+one.device = "cuda"
+one.each({"a": lambda: one.row("a", passed=True), "b": fails, "c": fails, "d": lambda: one.row("d", passed=True)})
+one.end()
+"""
+
+
+def test_an_error_that_breaks_the_device_costs_its_case_alone(tmp_path):
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    environment = {**driver.os.environ, "PYTHONPATH": f"{driver.ROOT}:{tmp_path}"}
+    command = [sys.executable, "-m", "breaks", "--out", str(tmp_path)]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 1
+    found = [(row["case"], row.get("error", "passed")) for row in rows.read(tmp_path / "results.jsonl")]
+    error = "RuntimeError: an illegal access"
+    assert found == [("a", "passed"), ("b", error), ("c", error), ("d", "passed")]
+
+
 def test_without_a_gpu_the_run_is_a_rehearsal(tmp_path):
     command = [sys.executable, "-m", "bench.gpu", str(tmp_path), "--only", "smoke", "ops"]
     done = subprocess.run(command, cwd=driver.ROOT, capture_output=True, text=True)
