@@ -113,7 +113,12 @@ def search(dtype: torch.dtype, live: int, device: str) -> tuple[tuple[Tensor, ..
 
 
 def assert_as_near(found: Tensor, expected: Tensor, distance: Callable[[Tensor], Tensor]) -> None:
-    """The same rows, but for those that are as near up to the rounding of a sum; none where there is none."""
+    """The same rows, but for those that are as near up to the rounding of a sum; none where there is none.
+
+    Args:
+        found, expected: on the CPU, as all that `distance` computes with: a wrong row must not break the device.
+        distance: of each query from such rows.
+    """
     assert torch.equal(found >= 0, expected >= 0), "a row where there is none, or none where there is one"
     there = expected >= 0
     torch.testing.assert_close(distance(found)[there], distance(expected)[there], rtol=1e-5, atol=0)
@@ -121,11 +126,13 @@ def assert_as_near(found: Tensor, expected: Tensor, distance: Callable[[Tensor],
 
 def nearest(dtype: torch.dtype, live: int, device: str) -> Work:
     inputs, (distances, rows) = search(dtype, live, device)
-    queries, classes, bank, starts, _ = inputs
+    queries, classes, bank, starts, filled = (x.cpu() for x in inputs)
 
     def check(found) -> None:
         torch.testing.assert_close(found[0], distances, rtol=1e-5, atol=0)
-        assert_as_near(found[1], rows, lambda row: (queries - bank[starts[classes] + row].float()).abs().sum(1))
+        row = found[1].cpu()
+        assert bool((row < filled[classes]).all()), "a row beyond the class's last"
+        assert_as_near(row, rows.cpu(), lambda row: (queries - bank[starts[classes] + row].float()).abs().sum(1))
 
     # Classes of which no slot is taken need not be read: here each has some.
     return Work(

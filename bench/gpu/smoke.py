@@ -99,6 +99,7 @@ def nearest(part: Part, number: int, rows: int, width: int, dtype: torch.dtype) 
     there[0].requires_grad_()
     distances, found = ops.nearest_l1(*there)
     torch.testing.assert_close(distances.detach().cpu(), expected, rtol=1e-5, atol=0)
+    assert bool((found.cpu() < rows).all()), "a row beyond the class's last"
     assert_as_near(found.cpu(), which, lambda row: (queries - bank.float()[classes, row]).abs().sum(1))
     starts = torch.arange(19, device=part.device) * rows
     again, _ = nearest_l1_ragged(there[0], there[1], there[2].flatten(0, 1), starts, there[3], rows)
