@@ -2,6 +2,7 @@
 # make test    set up .venv with what the tests need too, then lint and test
 # make test-stub  the step on a GPU that computes nothing, under torch's CUDA build; TORCH=2.14.1 for another one
 # make install the set-up alone
+# make gpu-bundle  gather what a machine with a GPU may lack, for `python -m bench.gpu OUT` there
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -19,7 +20,7 @@ STUB_TESTS := \
 	tests/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
 	'tests/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
 
-.PHONY: install train test test-stub clean
+.PHONY: install train test test-stub gpu-bundle clean
 
 install: .venv/simfast
 
@@ -44,6 +45,9 @@ $(STUB)/ready: pyproject.toml
 		print(*p["dependencies"], *p["optional-dependencies"]["test"], sep="\n")' > $(STUB)/requirements.txt
 	$(STUB_PIP) -r $(STUB)/requirements.txt
 	touch $@
+
+gpu-bundle: .venv/simfast
+	$(BIN)/python -m bench.gpu.bundle
 
 # torch first and pinned: whatever comes later takes the one that is there. The build tools come before our own package,
 # which is built against that torch (no build isolation).

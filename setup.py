@@ -4,9 +4,11 @@ Environment, read at build time:
     SIMFAST_CUDA: auto (default: CUDA kernels where nvcc is found), 1 (an error without nvcc) or 0.
     SIMFAST_CUDA_ARCHITECTURES: as CMake's CMAKE_CUDA_ARCHITECTURES, e.g. "90"; default 80, 86, 89, 90, 100 and 120.
     SIMFAST_CUDA_RUNTIME: static (default), or shared: what the stub GPU of tests/stub stands in for.
+    SIMFAST_CUDA_FLAGS: more flags for nvcc, e.g. "-DNAME=2" for a variant of a kernel, built in a folder of its own.
     CUDA_HOME: where to look for nvcc before the PATH and /usr/local/cuda.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -54,11 +56,13 @@ class CMakeBuild(build_ext):
             raise SystemExit(
                 "torch: must be installed before simfast is built, with `pip install --no-build-isolation -e .`"
             )
-        nvcc = find_nvcc()
+        nvcc, flags = find_nvcc(), os.environ.get("SIMFAST_CUDA_FLAGS", "")
         runtime = os.environ.get("SIMFAST_CUDA_RUNTIME") or "static"
         if runtime not in ("static", "shared"):
             raise SystemExit(f"SIMFAST_CUDA_RUNTIME: must be static or shared, got {runtime!r}")
         kind = "cpu" if nvcc is None else "cuda" if runtime == "static" else "cuda-shared"
+        if flags:
+            kind += "-" + hashlib.sha256(flags.encode()).hexdigest()[:8]
         build = ROOT / "build" / f"native-{kind}"
         options = {
             "CMAKE_BUILD_TYPE": "Release",
@@ -68,6 +72,7 @@ class CMakeBuild(build_ext):
         }
         if nvcc:
             options["CMAKE_CUDA_COMPILER"] = nvcc
+            options |= {"CMAKE_CUDA_FLAGS": flags} if flags else {}
             options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES") or ARCHITECTURES
             options["SIMFAST_CUDA_RUNTIME"] = runtime
         defines = [f"-D{key}={value}" for key, value in options.items()]

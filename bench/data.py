@@ -110,8 +110,6 @@ def bench_pairs(benchmark, case, device):
         })  # fmt: skip
         print(f"\n{device}, {rows[-1]['name']}: {1 / median:.1f} pairs/s, {1 / busy:.1f} a core", end="")
     benchmark.extra_info.update(device=device, bytes_moved=2 * size, floor_ms=floor * 1e3, contenders=rows)
-    loader = batches("cache", 0)
-    benchmark.pedantic(lambda: next(loader), rounds=5, warmup_rounds=1)
 
 
 def check(batch: Batch, right: Batch, contender: tuple[str, int]) -> None:

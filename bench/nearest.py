@@ -81,7 +81,7 @@ def cuvs(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 def gpu_peer(name: str, package: str, run, device: str, check) -> Contender:
     missing = NEEDS_GPU if device == "cpu" else needs(package)
-    return Contender(name, None if missing else run, check, missing)
+    return Contender(name, None if missing else run, check, missing, graph=False)  # streams of their own
 
 
 @pytest.mark.parametrize("device", DEVICES)

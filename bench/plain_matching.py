@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.measure import label as sk_label
 from torch import Tensor
 
 
@@ -70,6 +69,8 @@ class PlainMatching:
             if mask.any().item():
                 yield mask
             return
+        from skimage.measure import label as sk_label  # here: what a plain loop is compared with needs no scikit-image
+
         ids = sk_label(mask.to("cpu", copy=True).numpy(), connectivity=2)
         areas = np.bincount(ids.ravel())[1:]
         for i in np.argsort(-areas, kind="stable")[: self.max_instances]:

@@ -3,8 +3,8 @@
     python -m bench.run --out bench/results [--only components] [--select cpu] [--note "other programs were running"]
 
 The file holds the device, its driver, versions, the commit, the machine's load before and after, and per case the
-median of every contender, those that are missing named. `python -m bench.table FILE...` makes a table and a plot of
-such files.
+median of every contender, those that are missing named. Until it is complete, what was measured is in a file of the
+same name that ends in .jsonl, case by case. `python -m bench.table FILE...` makes a table and a plot of result files.
 """
 
 import argparse
@@ -14,20 +14,20 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from bench import rows
 from simfast.environment import cpu_name, git
 
 ROOT = Path(__file__).parents[1]
 BENCHES = ("components", "regions", "segment_mean", "nearest", "matching", "step", "data")
 PACKAGES = (
     "torch", "numpy", "scikit-image", "connected-components-3d", "scipy", "opencv-python-headless", "cupy-cuda13x",
-    "cucim-cu13", "triton", "pykeops", "faiss-gpu-cu12", "cuvs-cu13", "pytest-benchmark",
+    "cucim-cu13", "triton", "pykeops", "faiss-gpu-cu12", "cuvs-cu13",
 )  # fmt: skip
 
 
@@ -39,29 +39,35 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what a reader should know about this run")
     arguments = parser.parse_args()
 
-    load = [os.getloadavg()[0]]
-    files = [str(ROOT / "bench" / f"{name}.py") for name in arguments.only or BENCHES]
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "raw.json"
-        command = [sys.executable, "-m", "pytest", *files, "-o", "python_functions=bench_*", f"--benchmark-json={raw}"]
-        command += ["-k", arguments.select] if arguments.select else []
-        status = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
-        if not raw.exists() or not raw.read_text().strip():
-            raise SystemExit(status or 1)
-        cases = [
-            {"name": case["fullname"].removeprefix("bench/"), **case["extra_info"]}
-            for case in json.loads(raw.read_text())["benchmarks"]
-        ]
-    load.append(os.getloadavg()[0])
-    result = {**machine(), "load_before_and_after": load, "note": arguments.note, "cases": cases}
-
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{slug(result['gpu'] or result['cpu'])}-{result['commit'][:10]}.json"
+    found, load = machine(), [os.getloadavg()[0]]
+    path = arguments.out / f"{slug(found['gpu'] or found['cpu'])}-{found['commit'][:10]}.json"
+    # Beside the result until that is complete: whatever ends this run, what it measured is there.
+    measured = path.with_suffix(".jsonl")
+    measured.unlink(missing_ok=True)
+    status = 0
+    for name in arguments.only or BENCHES:  # each in a process of its own
+        command = [sys.executable, "-m", "pytest", f"bench/{name}.py", "-o", "python_functions=bench_*", "-s"]
+        command += ["-p", "no:cacheprovider", "-p", "no:benchmark"]
+        command += ["-k", arguments.select] if arguments.select else []
+        more = {"PYTHONPATH": str(ROOT), "SIMFAST_BENCH_ROWS": str(measured.resolve()), "SIMFAST_BENCH_PART": name}
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **more}).returncode
+        status = status or done * (done != 5)  # 5: no case of that name in this file
+    load.append(os.getloadavg()[0])
+    if not rows.cases(rows.read(measured)):
+        raise SystemExit(status or 1)
+    write(
+        path, {**found, "load_before_and_after": load, "note": arguments.note, "cases": rows.cases(rows.read(measured))}
+    )
+    measured.unlink()
+    print(path)
+    raise SystemExit(status)  # a red case has no time, and the run says so
+
+
+def write(path: Path, result: dict) -> None:
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(fresh, path)
-    print(path)
-    raise SystemExit(status)  # a red case has no time, and the run says so
 
 
 def machine() -> dict:
@@ -90,7 +96,10 @@ def installed(package: str) -> str:
 
 def nvidia_driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or "unknown"
+    try:
+        return subprocess.run(query, capture_output=True, text=True).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def slug(name: str) -> str:

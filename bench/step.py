@@ -12,9 +12,8 @@ writes a profiler trace of one of them.
 import argparse
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.plain_matching import PlainMatching
 from bench.plain_step import PlainStep
-from bench.step_measures import forget, matrix_rate, measure, phases, wait
+from bench.step_measures import determinism, forget, matrix_rate, measure, phases, wait
+from bench.timing import judge
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, deeplab_v2
@@ -37,6 +37,9 @@ from simfast.testing import DEVICES, STUFF, THINGS, smooth_labels
 # arg-max differs, so does the region that is matched.
 TOLERANCE = {"fp32": 0.02, "bf16": 0.1, "fp16": 0.05}
 MATCHING_TOLERANCE = 0.3
+
+
+TRAINED = {"cuda": 60, "cpu": 60}  # steps that the networks have behind them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Kind:
         return f"simfast, {self.mode} {self.precision}" + ("" if self.deterministic else ", not deterministic")
 
 
-# On a GPU every mode in bf16 and both ways in every precision; compiling takes minutes there, so it has its own case.
+# On a GPU every mode in bf16 and both ways in every precision, what matters most first; compiling takes minutes there,
+# so it has its own case, and larger batches come last.
 CASES = {
     "cpu": {
         "batch 1": (1, [Kind("eager", "fp32"), Kind("eager", "bf16")]),
@@ -63,9 +67,9 @@ CASES = {
             [Kind("graph", "bf16"), Kind("graph", "bf16", False), Kind("eager", "bf16")]
             + [Kind(mode, precision) for precision in ("fp16", "fp32") for mode in ("graph", "eager")],
         ),
+        "batch 1, compiled": (1, [Kind("compile+graph", "bf16"), Kind("compile", "bf16"), Kind("graph", "bf16")]),
         "batch 2": (2, [Kind("graph", "bf16"), Kind("eager", "bf16")]),
         "batch 4": (4, [Kind("graph", "bf16"), Kind("eager", "bf16")]),
-        "batch 1, compiled": (1, [Kind("compile+graph", "bf16"), Kind("compile", "bf16"), Kind("graph", "bf16")]),
     },
 }
 
@@ -101,7 +105,7 @@ def networks(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     brief = dataclasses.replace(config, method="source-only", lr=0.02, head_lr_factor=0.01)
     trainer = Trainer(brief, model, None, None, "rgb", torch.device(device))
     source, labels, _ = make_inputs(device, 1)
-    for step in range(60):
+    for step in range(TRAINED[device]):
         trainer.step(step, source, labels)
     return model.to(memory_format=torch.contiguous_format), discriminator.to(device)
 
@@ -132,18 +136,6 @@ def make_plain(device: str, batch: int) -> PlainStep:
     return PlainStep(config, model, discriminator, matching)
 
 
-@contextmanager
-def determinism(wanted: bool) -> Iterator[None]:
-    """The flags that train.py sets."""
-    torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not wanted
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 def runner(trainer: Trainer | PlainStep, inputs: tuple[Tensor, ...]) -> Callable[[int], dict[str, Any]]:
     return lambda step: trainer.step(step, *inputs)
 
@@ -159,6 +151,51 @@ def check(found: list[dict[str, float]], expected: list[dict[str, float]], toler
             assert ours[name] == pytest.approx(value, rel=allowed, abs=1e-3), (step, name)
 
 
+def plain_losses(device: str, batch: int, inputs: tuple[Tensor, ...]) -> tuple[list[dict[str, float]], int]:
+    """What the plain loop's first steps lose, and the FLOP of one of its steps."""
+    with determinism(False):
+        run = runner(make_plain(device, batch), inputs)
+        expected = first_losses(run)
+        with FlopCounterMode(display=False) as counter:
+            run(3)
+    return expected, counter.get_total_flops()
+
+
+def measure_plain(device: str, batch: int, inputs: tuple[Tensor, ...], flops: int) -> dict[str, Any]:
+    forget(device)
+    with determinism(False):
+        run = runner(make_plain(device, batch), inputs)
+        first_losses(run)
+        return measure("plain loop, eager fp32", run, device, True, flops, batch)
+
+
+def measure_kind(
+    kind: Kind,
+    device: str,
+    batch: int,
+    inputs: tuple[Tensor, ...],
+    expected: list[dict[str, float]],
+    flops: int,
+) -> dict[str, Any]:
+    """A row for one kind of step, once its first losses were found to be the plain loop's."""
+    forget(device)
+    with determinism(kind.deterministic):
+        trainer = make_trainer(device, batch, kind)
+        run = runner(trainer, inputs)
+        check_losses = partial(check, expected=expected, tolerance=TOLERANCE[kind.precision])
+        wrong = judge(check_losses, first_losses(run))  # wrong: no time
+        row = measure(kind.name, run, device, kind.mode == "eager", flops, batch)
+        if row["host_reads"]:
+            wrong = judge(partial(must_not_read, kind), row["host_reads"])
+        if kind.mode == "eager":
+            row["phases_ms"] = phases(trainer, inputs, device)
+    return row | ({"wrong": wrong} if wrong else {})
+
+
+def must_not_read(kind: Kind, number: int) -> None:
+    assert not number, f"{kind.name}: the host waited {number} times for the device in a step"
+
+
 def pairs() -> list:
     for device in DEVICES:
         name, marks = (device, ()) if isinstance(device, str) else (device.values[0], device.marks)
@@ -170,40 +207,19 @@ def bench_step(benchmark, device, case):
     batch, kinds = CASES[device][case]
     inputs = make_inputs(device, batch)
     networks(device)
-    forget(device)
+    expected, flops = plain_losses(device, batch, inputs)
+    assert min(expected[0].values()) > 0  # every loss takes part
 
-    with determinism(False):
-        plain = make_plain(device, batch)
-        run = runner(plain, inputs)
-        expected = first_losses(run)
-        assert min(expected[0].values()) > 0  # every loss takes part
-        with FlopCounterMode(display=False) as counter:
-            run(3)
-        flops = counter.get_total_flops()
-        baseline = measure("plain loop, eager fp32", run, device, True, flops, batch)
-        del plain, run
+    def report(row: dict[str, Any]) -> dict[str, Any]:
+        return benchmark.row(row.pop("name"), **row)
 
-    rows = []
     for kind in kinds:
-        forget(device)
-        with determinism(kind.deterministic):
-            trainer = make_trainer(device, batch, kind)
-            run = runner(trainer, inputs)
-            check(first_losses(run), expected, TOLERANCE[kind.precision])  # wrong: the case ends, without a time
-            rows.append(measure(kind.name, run, device, kind.mode == "eager", flops, batch))
-            assert not rows[-1]["host_reads"]
-            if kind.mode == "eager":
-                rows[-1]["phases_ms"] = phases(trainer, inputs, device)
-            del trainer, run
-    rows.append(baseline)
-    for row in rows:
-        row["times_the_first"] = row["device_ms"] / rows[0]["device_ms"]
-        row["speed_over_plain"] = baseline["device_ms"] / row["device_ms"]
+        report(measure_kind(kind, device, batch, inputs, expected, flops))
+    report(measure_plain(device, batch, inputs, flops))
     floor = 1e3 * flops / matrix_rate(device)
     benchmark.extra_info.update(
-        device=device, batch=batch, flops=flops, matrix_rate=matrix_rate(device), floor_ms=floor, contenders=rows
+        device=device, batch=batch, flops=flops, matrix_rate=matrix_rate(device), floor_ms=floor
     )
-    benchmark.pedantic(lambda: None, rounds=1)  # the times are in extra_info
 
 
 def main() -> None:

@@ -1,27 +1,43 @@
 """What bench/step.py measures of a training step: time, phases, host reads, launches, memory, the floor."""
 
+import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from simfast.step import Trainer
 from simfast.testing import Calls
 
-STEPS = {"cuda": 30, "cpu": 3}  # of a sample
-SAMPLES = 5
+if TYPE_CHECKING:  # it needs what opens pictures; the smoke of the ops does not
+    from simfast.step import Trainer
+
+STEPS = {"cuda": 10, "cpu": 3}  # of a sample
+SAMPLES = {"cuda": 3, "cpu": 5}
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """The flags that train.py sets."""
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def step_times(run: Callable[[int], Any], device: str) -> tuple[list[float], list[float]]:
     """Seconds a step on the device's clock, and of the host's (CPU: of all threads' processor time)."""
     steps, times, host = STEPS[device], [], []
-    for sample in range(SAMPLES):
+    for sample in range(SAMPLES[device]):
         wait(device)
         began, busy = time.perf_counter(), time.process_time()
         for step in range(steps):
@@ -51,10 +67,10 @@ def matrix_rate(device: str) -> float:
             a @ b
         wait(device)
         times.append((time.perf_counter() - began) / 10)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 / max(min(times), 1e-9)
 
 
-def phases(trainer: Trainer, inputs: tuple[Tensor, ...], device: str) -> dict[str, float]:
+def phases(trainer: "Trainer", inputs: tuple[Tensor, ...], device: str) -> dict[str, float]:
     """Milliseconds of the phases of an eager step, forward and backward; of matching the forward part, which source and
     target then do not count. Medians of five steps."""
     taken: dict[str, list[float]] = {}
@@ -96,7 +112,8 @@ def host_reads(run: Callable[[int], Any], device: str, eager: bool) -> int | Non
             torch.cuda.set_sync_debug_mode("warn")
             run(0)
             torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(warning.message) for warning in caught)
+        # Not any that speaks of synchronizing: torch also warns that this mode is a prototype.
+        return sum("called a synchronizing" in str(warning.message) for warning in caught)
     if not eager:
         return None
     with Calls() as calls:
@@ -128,9 +145,9 @@ def measure(name: str, run: Callable[[int], Any], device: str, eager: bool, flop
         "slowest_ms": max(times) * 1e3,
         "samples": len(times),
         "call_ms" if device == "cuda" else "processor_ms": statistics.median(host) * 1e3,
-        "steps_per_second": 1 / middle,
-        "pairs_per_second": batch / middle,
-        "share_of_matrix_rate": flops / middle / matrix_rate(device),
+        "steps_per_second": 1 / max(middle, 1e-9),
+        "pairs_per_second": batch / max(middle, 1e-9),
+        "share_of_matrix_rate": flops / max(middle, 1e-9) / matrix_rate(device),
         "host_reads": host_reads(run, device, eager),
     }
     if device == "cuda":
@@ -141,6 +158,8 @@ def measure(name: str, run: Callable[[int], Any], device: str, eager: bool, flop
 
 
 def forget(device: str) -> None:
+    """Frees what nothing refers to, cycles too (a captured step is one), and counts the peak from here on."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -41,8 +41,11 @@ def table(result: dict) -> str:
             if "missing" in c:
                 rows.append([name, c["name"], f"missing: {c['missing']}", "", "", "", ""])
                 continue
-            host = f"{c.get('call_ms', c.get('processor_ms')):.3f}"
-            share = f"{c.get('share_of_copy_floor', c.get('share_of_matrix_rate')):.0%}"
+            host, share = (
+                c.get("call_ms", c.get("processor_ms")),
+                c.get("share_of_copy_floor", c.get("share_of_matrix_rate")),
+            )
+            host, share = "" if host is None else f"{host:.3f}", "" if share is None else f"{share:.0%}"
             fastest, ratio = f"{c['fastest_ms']:.3f}", f"{c['times_the_first']:.2f}"
             rows.append([name, c["name"], f"{c['device_ms']:.3f}", fastest, host, ratio, share])
     headers = [
@@ -72,7 +75,8 @@ def plot(results: list[dict], path: Path) -> None:
         colours = ["tab:blue" if c["name"].startswith("simfast") else "lightgray" for c in timed]
         bars = axis.barh([c["name"] for c in timed], [c["device_ms"] for c in timed], color=colours, log=True)
         axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
-        axis.axvline(case["floor_ms"], color="tab:red", linewidth=1)
+        if "floor_ms" in case:
+            axis.axvline(case["floor_ms"], color="tab:red", linewidth=1)
         axis.set_title(case["name"].split("::")[-1], fontsize=8)
         axis.tick_params(labelsize=7)
         axis.margins(x=0.15)

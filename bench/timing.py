@@ -1,20 +1,26 @@
 """Times of several ways to do the same work: right first, then fast; device and call apart; taken in turns.
 
-On a GPU, device time is what CUDA events enclose, with the second-level cache filled with other data before every
-call; call time is how long the host is busy with the call. On the CPU caches are warm, and the processor time of all
+On a GPU, device time never holds the host's gaps: bench/device_timing.py says how, and every row says which way it was
+timed. Call time is how long the host is busy with the call. On the CPU caches are warm, and the processor time of all
 threads stands beside the time on the clock: where other programs run too, it is the steadier of the two.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from bench.device_timing import Delayed, timer
+
 LONGEST = 2.0  # seconds a contender may take in all, so that a slow one does not hold up the others
+# Set where a run is only to reach every line, on a device that computes nothing: what is wrong is said and passed over.
+REHEARSAL = "SIMFAST_BENCH_REHEARSAL"
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Contender:
         check: raises AssertionError if what `run` returned is wrong.
         missing: why it cannot run here; it is then named in the result without a time.
         threads: how many threads of torch's pool it runs on; None leaves the number as it is.
+        graph: False where a replay in a CUDA graph is not what is meant, as for a call that changes its own input, and
+            for libraries that compute on the default stream: on that it is then called.
     """
 
     name: str
@@ -34,6 +42,19 @@ class Contender:
     check: Callable[[Any], None] | None = None
     missing: str | None = None
     threads: int | None = None
+    graph: bool = True
+
+
+def judge(check: Callable[[Any], None] | None, result: Any) -> str | None:
+    """None if `check` finds the result right; raises if it is wrong, or in a rehearsal returns what was wrong."""
+    try:
+        if check is not None:
+            check(result)
+    except Exception as wrong:  # in a rehearsal values are anything: whatever a check makes of them
+        if not os.environ.get(REHEARSAL):
+            raise
+        return " ".join(str(wrong).split())[:200] or "wrong"
+    return None
 
 
 def needs(package: str) -> str | None:
@@ -46,32 +67,36 @@ def needs(package: str) -> str | None:
 
 
 def compare(benchmark, contenders: list[Contender], device: str, bytes_moved: int, rounds: int = 21) -> None:
-    """Checks all contenders, then times them in turns; the first one is also what pytest-benchmark reports.
+    """Checks all contenders, then times them in turns.
 
     Args:
-        benchmark: pytest-benchmark's fixture; extra_info receives `contenders`, `device`, `bytes_moved`, `floor_ms`.
+        benchmark: the fixture; extra_info receives `contenders`, `device`, `bytes_moved`, `floor_ms`.
         contenders: the first is the one that the others are compared with.
         device: "cpu" or "cuda".
         bytes_moved: what must be read and written at least, for the share of the copy floor.
         rounds: samples of each contender, fewer for those that take longer than LONGEST in all.
     """
     present = [c for c in contenders if c.missing is None]
+    wrong = {}
     for contender in present:
-        with _threads(contender.threads):
+        with _threads(contender.threads), _stream_of(contender, device):
             result = contender.run()
-        if contender.check is not None:
-            contender.check(result)  # a wrong contender ends the case: no time for it
+        wrong[contender.name] = judge(contender.check, result)  # a wrong contender ends the case: no time for it
 
     samples: dict[str, list[tuple[float, float]]] = {c.name: [] for c in present}
     spent = dict.fromkeys(samples, 0.0)
-    sample = _sample_cuda if device == "cuda" else _sample_cpu
+    timers = (
+        {c.name: timer(c.run, c.check and partial(judge, c.check), c.graph) for c in present}
+        if device == "cuda"
+        else {}
+    )
     for _ in range(rounds):
         for contender in present:
             taken = samples[contender.name]
             if spent[contender.name] < LONGEST or len(taken) < 3:
                 began = time.perf_counter()
                 with _threads(contender.threads):
-                    taken.append(sample(contender.run))
+                    taken.append(timers[contender.name].sample() if timers else _sample_cpu(contender.run))
                 spent[contender.name] += time.perf_counter() - began
 
     floor = bytes_moved / copy_rate(device)
@@ -82,21 +107,30 @@ def compare(benchmark, contenders: list[Contender], device: str, bytes_moved: in
             rows.append({"name": contender.name, "missing": contender.missing})
             continue
         times = [s[0] for s in samples[contender.name]]
+        second = "call_ms" if device == "cuda" else "processor_ms"
         row = {
             "name": contender.name,
-            "device_ms": statistics.median(times) * 1e3,
-            "fastest_ms": min(times) * 1e3,
-            "slowest_ms": max(times) * 1e3,
-            "samples": len(times),
-            "times_the_first": statistics.median(times) / first,
-            "share_of_copy_floor": floor / statistics.median(times),
+            **summary(times),
+            "times_the_first": statistics.median(times) / max(first, 1e-9),
+            "share_of_copy_floor": floor / max(statistics.median(times), 1e-9),
+            second: statistics.median(s[1] for s in samples[contender.name]) * 1e3,
         }
-        second = "call_ms" if device == "cuda" else "processor_ms"
-        row[second] = statistics.median(s[1] for s in samples[contender.name]) * 1e3
+        if timers:
+            row["timed_by"] = timers[contender.name].how
+        if wrong[contender.name]:
+            row["wrong"] = wrong[contender.name]
         rows.append(row)
     benchmark.extra_info.update(device=device, bytes_moved=bytes_moved, floor_ms=floor * 1e3, contenders=rows)
-    with _threads(present[0].threads):
-        benchmark.pedantic(present[0].run, rounds=5, warmup_rounds=1)
+
+
+def summary(times: list[float]) -> dict[str, Any]:
+    """What a row says of times in seconds."""
+    return {
+        "device_ms": statistics.median(times) * 1e3,
+        "fastest_ms": min(times) * 1e3,
+        "slowest_ms": max(times) * 1e3,
+        "samples": len(times),
+    }
 
 
 def _sample_cpu(run: Callable[[], Any]) -> tuple[float, float]:
@@ -104,29 +138,6 @@ def _sample_cpu(run: Callable[[], Any]) -> tuple[float, float]:
     busy, began = time.process_time(), time.perf_counter()
     run()
     return time.perf_counter() - began, time.process_time() - busy
-
-
-def _sample_cuda(run: Callable[[], Any]) -> tuple[float, float]:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    _evict()  # keeps the GPU busy while the host enqueues what follows, so that no launch gap is timed
-    begin.record()
-    began = time.perf_counter()
-    run()
-    called = time.perf_counter() - began
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) * 1e-3, called
-
-
-_other_data: list[torch.Tensor] = []
-
-
-def _evict() -> None:
-    if not _other_data:
-        size = 4 * torch.cuda.get_device_properties(0).L2_cache_size
-        _other_data.append(torch.empty(max(size, 256 << 20), dtype=torch.uint8, device="cuda"))
-    _other_data[0].zero_()
 
 
 _rates: dict[str, float] = {}
@@ -138,10 +149,25 @@ def copy_rate(device: str) -> float:
         size = (1 << 30) if device == "cuda" else (128 << 20)
         source = torch.zeros(size, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        sample = _sample_cuda if device == "cuda" else _sample_cpu
-        times = sorted(sample(lambda: target.copy_(source))[0] for _ in range(9))
-        _rates[device] = 2 * size / times[0]
+        if device == "cuda":
+            source.random_()
+            sample = Delayed(lambda: target.copy_(source)).sample
+        else:
+            sample = partial(_sample_cpu, lambda: target.copy_(source))
+        _rates[device] = 2 * size / max(min(sample()[0] for _ in range(9)), 1e-9)
     return _rates[device]
+
+
+@contextmanager
+def _stream_of(contender: Contender, device: str) -> Iterator[None]:
+    """The stream that a contender is called on; work of other ones is done before and afterwards."""
+    if device != "cuda" or contender.graph:
+        yield
+        return
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.default_stream()):
+        yield
+    torch.cuda.synchronize()
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from contextlib import closing
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -283,6 +282,8 @@ def _stack(items: Sequence[np.ndarray], mirrored: Sequence[bool], pinned: bool) 
         stacked = torch.from_numpy(np.empty(shape, np.uint8))
     for item, turned, place in zip(items, mirrored, stacked.numpy(), strict=True):
         if turned:
+            import cv2  # here: only mirroring needs it
+
             cv2.flip(item.reshape(-1, shape[-1]), 1, place.reshape(-1, shape[-1]))
         else:
             place[...] = item

@@ -4,7 +4,6 @@ import logging
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from simfast.data.classes import CLASS_SETS, SYNTHIA_IDS, remap
@@ -63,6 +62,8 @@ def read_native_label(path: Path) -> np.ndarray:
     Raises:
         ValueError: an unreadable file, another kind of picture, an id that is not SYNTHIA's.
     """
+    import cv2  # here: all else does without it
+
     try:
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error) as error:
