@@ -241,7 +241,8 @@ def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore
     predicted = logits.argmax(1)
     if pseudo_labels is None:
         return predicted
-    pseudo_labels = _shrunk(pseudo_labels, predicted.shape[1:])
+    # int64: compared with a number that it cannot hold, a uint8 tensor takes that number modulo 256.
+    pseudo_labels = shrink_labels(pseudo_labels, predicted.shape[1:])
     return torch.where(pseudo_labels == ignore, predicted, pseudo_labels)
 
 

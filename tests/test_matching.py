@@ -174,6 +174,9 @@ def test_pseudo_labels_replace_the_prediction_where_they_exist():
         labels = predicted_labels(logits, torch.tensor([[[255, 1, 0]]], dtype=dtype))
         assert labels.tolist() == [[[0, 1, 0]]]
         assert labels.dtype == torch.int64
+        # A mark that the dtype cannot hold marks nothing.
+        labels = predicted_labels(logits, torch.tensor([[[255, 1, 0]]], dtype=dtype), ignore=-1)
+        assert labels.tolist() == [[[255, 1, 0]]]
 
 
 def test_adversarial_loss_is_eq_2_and_eq_3():
