@@ -179,6 +179,7 @@ def main() -> None:
     if not stub_gpu.active() or bool(arguments.file) == arguments.bounds:
         parser.error("needs the stub GPU, and a file or --bounds")
 
+    at_paper_size = None if arguments.bounds else paper()  # first, while nothing else takes memory
     found = {"torch": torch.__version__, "steps": steps(), "matching": matching(), "images": images()}
     if arguments.bounds:
         for row in (*found["matching"].values(), *found["images"].values()):
@@ -188,7 +189,7 @@ def main() -> None:
     content = json.loads(arguments.file.read_text()) if arguments.file.exists() else {}
     clean = not git("status", "--porcelain", "--untracked-files=no", "--", "simfast", "csrc")
     commit = {"commit": git("rev-parse", "HEAD") or "unknown", "clean": clean}
-    content[arguments.section] = commit | found | {"paper": paper()}
+    content[arguments.section] = commit | found | {"paper": at_paper_size}
     write(content, arguments.file)
 
 
