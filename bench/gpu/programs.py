@@ -129,7 +129,7 @@ def counters(part: Part) -> None:
         part.row("counters", skipped="no GPU" if part.device == "cpu" else "no ncu", passed=status == 0)
         return
     log = part.scratch / "counters.csv"
-    ours = "regex:components|regions|segment_mean|nearest_l1"
+    ours = "regex:components|regions|segment_mean|nearest_l1|ring_write"
     options = ["--clock-control", "none", "--target-processes", "all", "-k", ours, "--launch-count", "24"]
     options += ["--csv", "--page", "raw", "--metrics", ",".join(COUNTERS), "--log-file", str(log)]
     status = run(part, [ncu, *options, *program])
