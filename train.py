@@ -169,13 +169,13 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                 if lead:
                     metrics.write("eval", step, last)
                 last["step"] = step
-                if best is None or last["miou"] > best["miou"]:
+                if best is None or _miou(last) > _miou(best):
                     best = last
                     save("best.pt", step)
                 save("last.pt", step)
                 if lead and pictures:
                     report.save_panel(out / f"panel-{step:06d}.png", pictures)
-                log.info("step %d: mIoU %.2f %%, best %.2f %%", step, 100 * last["miou"], 100 * best["miou"])
+                log.info("step %d: mIoU %.2f %%, best %.2f %%", step, 100 * _miou(last), 100 * _miou(best))
 
             received = distributed.highest(stop.received or 0)
             if received and step < config.steps:
@@ -194,6 +194,11 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
         write_results(config, out, result, class_ids)
     distributed.wait()
     return result
+
+
+def _miou(row: dict[str, Any]) -> float:
+    """Below every other where no class has an IoU."""
+    return -math.inf if row["miou"] is None else row["miou"]
 
 
 def write_results(config: Config, out: Path, result: dict[str, Any], class_ids: list[int]) -> None:

@@ -5,6 +5,7 @@ table.
 
 import gc
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 
 from bench import rows, step_measures, table, timing
 from bench.gpu import __main__ as driver
-from bench.gpu import collect
+from bench.gpu import bundle, collect, programs
 from bench.gpu.table import SHOWN
 from bench.gpu.table import table as gpu_table
 from bench.gpu.variants import VARIANTS
@@ -344,13 +345,38 @@ def a_run():
     yield {"part": "run", "case": "ops", "outcome": "RED", "seconds": 3.0, "why": "status 1"}
 
 
+def test_every_variant_changes_what_the_kernels_name_and_no_two_libraries_are_the_same(tmp_path):
+    sources = "".join(file.read_text() for file in (driver.ROOT / "csrc" / "cuda").iterdir())
+    for variant in VARIANTS.values():
+        for name, value in re.findall(r"-D(\w+)=(\w+)", variant.flags):
+            (default,) = re.findall(rf"#ifndef {name}\n#define {name} (\w+)", sources)
+            assert default != value
+    files = [tmp_path / name for name in "abc"]
+    for file, content in zip(files, (b"1", b"2", b"1"), strict=True):
+        file.write_bytes(content)
+    bundle.all_differ(files[:2])
+    with pytest.raises(SystemExit, match="a and c are the same library"):
+        bundle.all_differ(files)
+
+
+def test_every_file_with_a_gpu_case_is_in_a_part():
+    options = ["--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests", "--ignore=tests/stub"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options], cwd=driver.ROOT, capture_output=True, text=True, check=True
+    )
+    found = {line.split("::")[0].split(":")[0] for line in done.stdout.splitlines() if line.startswith("tests/")}
+    assert found == {*programs.STEP_TESTS, *programs.OPS_TESTS, *programs.other_tests()}
+
+
 def test_the_printed_table_is_short_and_has_every_section():
     text, whole = gpu_table(list(a_run()), SHOWN), gpu_table(list(a_run()))
     assert len(text) <= SHOWN
-    for word in ("A GPU, driver 1", "PARTS", "WRONG, FAILED", "OPS, us", "STEPS", "..."):
+    for word in ("A GPU, driver 1", "PARTS", "WRONG, FAILED", "OPS, us", "VARIANTS, us", "STEPS", "..."):
         assert word in text
     assert "mean 299" in whole
-    assert ["mean", "0", "50.0", "25.0", "20.0", "2.5", "30.0", "10.0"] in [line.split() for line in text.splitlines()]
+    lines = [line.split() for line in text.splitlines()]
+    assert ["mean", "0", "50.0", "40.0", "20.0", "2.5", "30.0", "10.0"] in lines
+    assert ["mean", "0:", "wide", "25.0", "50.0", "0.50"] in lines
 
 
 def test_runs_are_collected_into_a_result_file_that_the_table_reads(tmp_path, monkeypatch, capsys):

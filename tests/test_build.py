@@ -91,6 +91,48 @@ def test_what_was_asked_for_is_built_or_refused(wanted, message, find_nvcc, monk
         find_nvcc()
 
 
+@pytest.fixture
+def asked_of_cmake(monkeypatch, tmp_path):
+    """Runs setup.py's build in an environment: the options that CMake is given, and the folder it builds in."""
+
+    def run(**environment):
+        commands, made = [], {}
+        for name in ("CUDA", "CUDA_FLAGS", "CUDA_RUNTIME", "CUDA_ARCHITECTURES"):
+            monkeypatch.delenv(f"SIMFAST_{name}", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(f"SIMFAST_{name}", value)
+        monkeypatch.setattr(setuptools, "setup", lambda **given: made.update(given))
+        build = runpy.run_path(str(ROOT / "setup.py"))["CMakeBuild"](setuptools.Distribution({"version": "1"}))
+        build.build_lib = str(tmp_path)
+        monkeypatch.setattr(shutil, "which", lambda name, **_: f"/bin/{name}")
+        monkeypatch.setattr(shutil, "copyfile", lambda source, target: Path(target).touch())
+        monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+        build.build_extension(made["ext_modules"][0])
+        configure = commands[0]
+        options = dict(word[2:].split("=", 1) for word in configure if str(word).startswith("-D"))
+        return options, Path(configure[configure.index("-B") + 1]).name
+
+    return run
+
+
+def test_flags_and_runtime_reach_cmake_each_in_a_folder_of_its_own(asked_of_cmake):
+    options, plain = asked_of_cmake()
+    assert (options["SIMFAST_CUDA_RUNTIME"], "CMAKE_CUDA_FLAGS" in options) == ("static", False)
+    folders = {plain}
+    for flags in ("-DSIMFAST_MEAN_SLOTS=2", "-DSIMFAST_MEAN_SLOTS=6 -lineinfo"):
+        options, folder = asked_of_cmake(CUDA_FLAGS=flags)
+        assert (options["CMAKE_CUDA_FLAGS"], options["SIMFAST_CUDA"]) == (flags, "ON")
+        folders.add(folder)
+    options, folder = asked_of_cmake(CUDA_RUNTIME="shared", CUDA_ARCHITECTURES="90-real")
+    assert (options["SIMFAST_CUDA_RUNTIME"], options["CMAKE_CUDA_ARCHITECTURES"]) == ("shared", "90-real")
+    assert len(folders | {folder}) == 4
+    options, folder = asked_of_cmake(CUDA="0")
+    assert (options["SIMFAST_CUDA"], folder) == ("OFF", "native-cpu")
+    assert not {"CMAKE_CUDA_FLAGS", "SIMFAST_CUDA_RUNTIME", "CMAKE_CUDA_COMPILER"} & set(options)
+    with pytest.raises(SystemExit, match="SIMFAST_CUDA_RUNTIME: must be static or shared, got 'dynamic'"):
+        asked_of_cmake(CUDA_RUNTIME="dynamic")
+
+
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_cpu_kernels_run_clean_under(sanitizer, tmp_path):
     sources = [ROOT / "tests/sanitize/kernels.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OPS = ["components", "regions", "segment_mean", "nearest", "matching_fused", "upsampled"]
+OPS = ["components", "regions", "segment_mean", "nearest", "matching_ops", "matching_fused", "upsampled"]
 OTHERS = [
     *("cc3d", "skimage", "hypothesis", "scipy", "pydantic", "tyro", "PIL", "cv2", "yaml", "tqdm", "tabulate"),
     *("tensorboard", "matplotlib", "torchmetrics", "cityscapesscripts", "pybind11", "pytest_benchmark", "torchvision"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,15 @@ def test_a_part_that_nothing_was_chosen_on_is_scored_at_the_end(settings, tmp_pa
     state = checkpoint.load(tmp_path / "last.pt")
     assert state["last"] == result["last"]
     assert "report" not in state
+
+
+def test_pictures_without_a_label_have_no_miou_and_stop_no_run(settings, folders, tmp_path):
+    shutil.copytree(folders / "target", tmp_path / "target")
+    for file in (tmp_path / "target" / "val" / "labels").glob("*.png"):
+        Image.new("L", Image.open(file).size, 255).save(file)
+    arguments_ = arguments(settings, tmp_path / "run", "--target-root", tmp_path / "target", "--steps", 4)
+    result = train.main([*arguments_, "--method", "source-only"])
+    assert (result["last"]["miou"], result["best"]["step"]) == (None, 2)
 
 
 @pytest.mark.slow

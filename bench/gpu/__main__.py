@@ -148,8 +148,9 @@ class Run:
         for file in [*libraries, None]:
             label = file.stem.removeprefix("_simfast-") if file else "simfast, again"
             environment = {"SIMFAST_LIBRARY": str(file.resolve())} if file else {}
-            cases = VARIANTS[label].cases if label in VARIANTS else ""
-            self.process(part, f"variants: {label}", ["--label", label, "--select", cases], environment)
+            cases = VARIANTS[label].cases if label in VARIANTS else ("",)
+            more = ["--label", label, "--select", *cases, *([] if file else ["--tiles"])]
+            self.process(part, f"variants: {label}", more, environment)
 
     def process(self, part: Part, name: str, more: list[str], environment: dict[str, str]) -> None:
         left = self.ends - TABLE_SECONDS - time.monotonic()

@@ -12,6 +12,7 @@ Its size is printed; a limit on what may be carried is the caller's business.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -59,6 +60,7 @@ def main() -> None:
             library(ROOT, asked.folder / f"_simfast-{name}.so", variant.flags)
         if asked.before:
             library_of(asked.before, asked.folder / "_simfast-before.so")
+        all_differ(sorted(asked.folder.glob("_simfast*.so")))
     state = {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain", "--untracked-files=no")}
     (asked.folder / "commit.json").write_text(json.dumps(state) + "\n")
     files = sorted(f for f in asked.folder.rglob("*") if f.is_file())
@@ -84,12 +86,28 @@ def library_of(revision: str, target: Path) -> None:
 
 
 def library(source: Path, target: Path, flags: str) -> None:
-    """The library of the sources in a folder, as setup.py builds it."""
+    """The library of the sources in a folder, as setup.py builds it, without what names the build: the same code is the
+    same bytes."""
     environment = {"SIMFAST_CUDA": "1", "SIMFAST_CUDA_ARCHITECTURES": ARCHITECTURE, "SIMFAST_CUDA_FLAGS": flags}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", folder]
         subprocess.run(command, cwd=source, check=True, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
-        shutil.copyfile(Path(folder, "simfast", "_simfast.so"), target)
+        strip = ["strip", "--strip-all", "--remove-section=.note.gnu.build-id", "--remove-section=.comment"]
+        subprocess.run([*strip, "-o", target, Path(folder, "simfast", "_simfast.so")], check=True)
+
+
+def all_differ(libraries: list[Path]) -> None:
+    """Of two with the same bytes one has flags that change nothing: what would be measured is noise.
+
+    Raises:
+        SystemExit: naming them.
+    """
+    seen: dict[bytes, Path] = {}
+    for file in libraries:
+        digest = hashlib.sha256(file.read_bytes()).digest()
+        if digest in seen:
+            raise SystemExit(f"bundle: {seen[digest].name} and {file.name} are the same library")
+        seen[digest] = file
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import torch
 
-from bench.gpu.ops import SOURCE, all_cases
+from bench.gpu.ops import all_cases
+from bench.gpu.works import SOURCE
 
 CASES = (
     "components 1024x2048 smooth uint8",
@@ -11,6 +12,7 @@ CASES = (
     f"mean {SOURCE[0]}x{SOURCE[1]} bfloat16 NCHW",
     f"mean backward {SOURCE[0]}x{SOURCE[1]} bfloat16 channels-last",
     "nearest float32 bank 10 of 10 slots",
+    "ring_write bfloat16 storage",
 )
 
 

@@ -21,7 +21,8 @@ from bench.timing import needs
 ROOT = Path(__file__).parents[2]
 # The tests that decide come first: a captured step against an eager one, then the ops, then everything else.
 STEP_TESTS = ("tests/test_step_modes.py", "tests/test_matching_fused.py")
-OPS_TESTS = tuple(f"tests/test_{op}.py" for op in ("components", "regions", "segment_mean", "nearest", "upsampled"))
+OPS = ("components", "regions", "segment_mean", "nearest", "matching_ops", "upsampled")
+OPS_TESTS = tuple(f"tests/test_{op}.py" for op in OPS)
 # Benches, and which of their cases.
 PEERS = dict.fromkeys(("components", "regions", "segment_mean", "matching"), "bench") | {
     "nearest": "not tiles",
@@ -63,8 +64,8 @@ def tests(part: Part, files: tuple[str, ...], select: str) -> None:
 
 
 def other_tests() -> tuple[str, ...]:
-    """Every other file with a test that needs a GPU."""
-    marks = re.compile(r"needs_gpu|DEVICES|\bGPU\b")
+    """Every other file with a test that needs a GPU: one that takes its marks from simfast.testing."""
+    marks = re.compile(r"from simfast\.testing import [^)]*?\b(needs_gpu|DEVICES|GPU)\b")
     files = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "tests").glob("test_*.py") if marks.search(f.read_text()))
     return tuple(f for f in files if f not in STEP_TESTS + OPS_TESTS)
 
@@ -129,7 +130,7 @@ def counters(part: Part) -> None:
         part.row("counters", skipped="no GPU" if part.device == "cpu" else "no ncu", passed=status == 0)
         return
     log = part.scratch / "counters.csv"
-    ours = "regex:components|regions|segment_mean|nearest_l1"
+    ours = "regex:components|regions|segment_mean|nearest_l1|ring_write"
     options = ["--clock-control", "none", "--target-processes", "all", "-k", ours, "--launch-count", "24"]
     options += ["--csv", "--page", "raw", "--metrics", ",".join(COUNTERS), "--log-file", str(log)]
     status = run(part, [ncu, *options, *program])

@@ -11,11 +11,12 @@ import time
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from bench import timing
-from bench.gpu.ops import assert_as_near
 from bench.gpu.part import Part, arguments
 from bench.gpu.variants import BUNDLE
+from bench.gpu.works import RING, ROWS, SLOTS, assert_as_near
 from bench.run import machine
 from bench.step_measures import matrix_rate
 from simfast import ops, reference
@@ -104,9 +105,54 @@ def nearest(part: Part, number: int, rows: int, width: int, dtype: torch.dtype) 
     starts = torch.arange(19, device=part.device) * rows
     again, _ = nearest_l1_ragged(there[0], there[1], there[2].flatten(0, 1), starts, there[3], rows)
     assert torch.equal(again, distances), "the ragged call differs"
-    torch.where(found >= 0, distances, 0).sum().backward()
     signs = torch.where(which[:, None] >= 0, (queries - bank.float()[classes, found.cpu()]).sign(), 0)
-    assert torch.equal(there[0].grad.cpu(), signs), "gradient"
+    for given in (distances, again):
+        (gradient,) = torch.autograd.grad(torch.where(found >= 0, given, 0).sum(), there[0])
+        assert torch.equal(gradient.cpu(), signs), "gradient"
+
+
+def writes(part: Part, sizes: Tensor, number: int, width: int, dtype: torch.dtype) -> None:
+    """ring_write to the bit, three times: rings wrap, and some get more vectors than they have rows."""
+    g = torch.Generator().manual_seed(int(time.time()))
+    storage, vectors = torch.randn(int(sizes.sum()) + 1, width, generator=g), torch.randn(number, width, generator=g)
+    classes = torch.randint(-1, len(sizes), (number,), generator=g)
+    written = torch.randint(0, 1000, (len(sizes),), generator=g)
+    here = storage.to(dtype), written, vectors, classes, sizes.cumsum(0) - sizes, sizes
+    there = [x.to(part.device, copy=True) for x in here]
+    for _ in range(3):
+        ops.ring_write(*there)
+        reference.ring_write(*here)
+    assert_same(there[0].cpu(), here[0], "storage")
+    assert_same(there[1].cpu(), here[1], "written")
+
+
+def slots(part: Part, images: int, dtype: torch.dtype) -> None:
+    """select_rings without a head, and with one that knows all slots or some; ties everywhere."""
+    g = torch.Generator().manual_seed(int(time.time()))
+    areas = torch.randint(0, 3, (images, SLOTS), generator=g, dtype=torch.int32)
+    assert_same(
+        ops.select_rings(areas.to(part.device), RING.to(part.device)).cpu(), reference.select_rings(areas, RING)
+    )
+    for gated in (SLOTS, len(STUFF)):
+        logits = torch.randint(0, 2, (images * gated, 19), generator=g).to(dtype)
+        arguments = areas, RING, logits, torch.tensor(STUFF + THINGS)[RING]
+        found = ops.select_rings(*(x.to(part.device) for x in arguments))
+        assert_same(found.cpu(), reference.select_rings(*arguments), f"{gated} slots gated")
+
+
+def losses(part: Part, images: int) -> None:
+    """matching_losses, and their gradient to the bit."""
+    g = torch.Generator().manual_seed(int(time.time()))
+    rows, rings = (torch.randint(-1, 5, (images, SLOTS), generator=g) for _ in range(2))
+    distances = torch.where(rows >= 0, torch.rand(images, SLOTS, generator=g), torch.inf)
+    sizes, results = (len(STUFF), (SLOTS - len(STUFF)) // len(THINGS), 2048), []
+    for module, device in ((ops, part.device), (reference, "cpu")):
+        given = distances.to(device, copy=True).requires_grad_()
+        stuff, instances = module.matching_losses(given, rows.to(device), rings.to(device), *sizes)
+        (gradient,) = torch.autograd.grad(0.01 * stuff + 0.3 * instances, given)
+        results.append((torch.stack([stuff, instances]).detach().cpu(), gradient.cpu()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=0)
+    assert_same(results[0][1], results[1][1], "gradient")
 
 
 def matching(part: Part, layout: str, dtype: torch.dtype) -> None:
@@ -147,6 +193,16 @@ def main() -> None:
             name = f"nearest_l1, {number} queries, {rows} rows a class, width {width}, bank {dtype}"
             name = name.replace("torch.", "")
             cases[name] = partial(case, name, nearest, number, rows, width, dtype)
+    few = torch.tensor([3, 1, 30])
+    for rings, number, width in ((ROWS, SLOTS, 2048), (few, 40, 37), (few, 1500, 2048), (few, 1, 1)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            name = f"ring_write, {number} vectors of width {width}, {len(rings)} rings, {dtype}".replace("torch.", "")
+            cases[name] = partial(case, name, writes, rings, number, width, dtype)
+    for images in (1, 3):
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"select_rings, {images} images, {dtype}".replace("torch.", "")
+            cases[name] = partial(case, name, slots, images, dtype)
+        cases[f"matching_losses, {images} images"] = partial(case, f"matching_losses, {images} images", losses, images)
     for size in sizes:
         name = f"components and regions, {size[0]}x{size[1]}"
         cases[name] = partial(case, name, maps, *size)

@@ -12,14 +12,16 @@ class Variant(NamedTuple):
 
     flags: str
     """For nvcc, as SIMFAST_CUDA_FLAGS: "-DNAME=2"."""
-    cases: str = ""
-    """It is measured in those cases of bench/gpu/ops.py whose name begins so."""
+    cases: tuple[str, ...] = ("",)
+    """It is measured in those cases of bench/gpu/ops.py whose name begins with one of these."""
 
 
+MEANS = "mean 91x161", "mean 65x129"
 VARIANTS: dict[str, Variant] = {
-    "mean-384-blocks": Variant("-DSIMFAST_MEAN_BLOCKS=384", "mean"),
-    "mean-one-a-lane": Variant("-DSIMFAST_MEAN_PER_LANE=1", "mean"),
-    "mean-8-slots": Variant("-DSIMFAST_MEAN_SLOTS=8", "mean"),
-    "regions-512-threads": Variant("-DSIMFAST_SMALL_THREADS=512", "regions"),
-    "tile-512-threads": Variant("-DSIMFAST_TILE_THREADS=512", "components"),
+    "mean-384-blocks": Variant("-DSIMFAST_MEAN_BLOCKS=384", MEANS),
+    "mean-one-a-lane": Variant("-DSIMFAST_MEAN_PER_LANE=1", MEANS),
+    "mean-2-slots": Variant("-DSIMFAST_MEAN_SLOTS=2", MEANS),
+    "mean-6-slots": Variant("-DSIMFAST_MEAN_SLOTS=6", MEANS),
+    "regions-512-threads": Variant("-DSIMFAST_SMALL_THREADS=512", ("regions",)),
+    "tile-512-threads": Variant("-DSIMFAST_TILE_THREADS=512", ("components",)),
 }

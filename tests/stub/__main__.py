@@ -5,8 +5,8 @@
     python -m tests.stub -m MODULE ARGUMENTS      the module
 
 from the repository's root. `torch.cuda` has one "H100" then, on which nothing is computed. In the program,
-`import stub_gpu` tells what was asked of it. STUB_GPU_STOP=1 ends the program at the first violation, with the place
-in Python.
+`import stub_gpu` tells what was asked of it; the Pythons that it starts are on the stub too. STUB_GPU_STOP=1 ends the
+program at the first violation, with the place in Python.
 """
 
 import os

@@ -60,6 +60,10 @@ STUB_API cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t descrip
     if (count != nullptr) *count = found;
     return CUDNN_STATUS_SUCCESS;
 }
+STUB_API cudnnStatus_t cudnnGetProperty(libraryPropertyType type, int* value) {
+    *value = type == MAJOR_VERSION ? CUDNN_MAJOR : type == MINOR_VERSION ? CUDNN_MINOR : CUDNN_PATCHLEVEL;
+    return CUDNN_STATUS_SUCCESS;
+}
 STUB_API cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
                                            cudnnBackendDescriptor_t) {
     Lock lock(mutex);

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -229,3 +230,10 @@ def test_nothing_needs_a_context_until_something_does():
     code += "torch.ones(1).pin_memory(); print(stub_gpu.seen().context)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None", "cudaHostAlloc"]
+
+
+def test_what_a_program_starts_is_on_the_stub_too():
+    code = "import torch; from triton.runtime.driver import driver; print(driver.active.__module__)"
+    code += "; print(torch.cuda.device_count(), torch.backends.cudnn.version() > 90000)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["stub_triton", "1", "True"]
