@@ -306,7 +306,8 @@ std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes
 Tensor nearest_l1_backward_cpu(Tensor grad, Tensor rows, Tensor signs, ScalarType dtype) {
     simfast::NearestBackwardArgs args{};
     args.queries_dtype = feature_dtype("nearest_l1_backward: dtype", dtype, false);
-    check(signs.dim() == 2 && signs.scalar_type() == ScalarType::Char, "nearest_l1_backward: signs must be int8 [N, D]");
+    check(signs.dim() == 2 && signs.scalar_type() == ScalarType::Char,
+          "nearest_l1_backward: signs must be int8 [N, D]");
     args.N = signs.size(0), args.D = signs.size(1);
     const ScalarType sum_type = args.queries_dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
     check(grad.dim() == 1 && grad.size(0) == args.N && grad.scalar_type() == sum_type,

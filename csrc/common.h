@@ -72,4 +72,5 @@ template <typename Bits>
 SIMFAST_HD constexpr Bits diagonal_links(Bits same_up, Bits run_goes_on, Bits same_diagonal) {
     return same_diagonal & ~(same_up | run_goes_on);
 }
+
 }  // namespace simfast

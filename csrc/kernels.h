@@ -183,13 +183,13 @@ void nearest_pick_cpu(const NearestArgs& args, int64_t begin, int64_t end);     
 
 // grad_queries[n, d] = grad[n] * signs[n, d], rounded once; 0 where no row was found, whatever the gradient there.
 struct NearestBackwardArgs {
-    const void* grad;      // in   [N]: f32; f64 for f64 queries
-    int64_t grad_stride;   //      in elements
-    const int64_t* rows;   // in   [N] contiguous, as forward wrote them
-    const int8_t* signs;   // in   [N, D] contiguous, as forward wrote them
-    int64_t N, D;          //
-    void* grad_queries;    // out  [N, D] contiguous
-    Dtype queries_dtype;   //
+    const void* grad;     // in   [N]: f32; f64 for f64 queries
+    int64_t grad_stride;  //      in elements
+    const int64_t* rows;  // in   [N] contiguous, as forward wrote them
+    const int8_t* signs;  // in   [N, D] contiguous, as forward wrote them
+    int64_t N, D;         //
+    void* grad_queries;   // out  [N, D] contiguous
+    Dtype queries_dtype;  //
 };
 
 void nearest_backward_cpu(const NearestBackwardArgs& args, int64_t begin, int64_t end);  // items: N
@@ -203,16 +203,16 @@ void nearest_backward_cpu(const NearestBackwardArgs& args, int64_t begin, int64_
 // leave the storage. Values are rounded to nearest, ties to even. No other row of the storage is touched.
 // ---------------------------------------------------------------------------------------------------------------------
 struct RingWriteArgs {
-    const float* vectors;         // in     [N, D], rows vectors_stride apart, contiguous in D; null if doubles come
-    const double* doubles;        // in     the same in f64, on the CPU only; else null
-    int64_t vectors_stride;       //        in elements
-    const int64_t* classes;       // in     [N] contiguous
-    const int64_t* starts;        // in     [K]
-    const int64_t* sizes;         // in     [K]
-    int64_t N, K, D, T;           //
-    void* storage;                // in/out [T, D] contiguous: f16, bf16, f32; f64 on the CPU only
-    Dtype storage_dtype;          //
-    int64_t* written;             // in/out [K] vectors that each ring has been given
+    const float* vectors;    // in     [N, D], rows vectors_stride apart, contiguous in D; null if doubles come
+    const double* doubles;   // in     the same in f64, on the CPU only; else null
+    int64_t vectors_stride;  //        in elements
+    const int64_t* classes;  // in     [N] contiguous
+    const int64_t* starts;   // in     [K]
+    const int64_t* sizes;    // in     [K]
+    int64_t N, K, D, T;      //
+    void* storage;           // in/out [T, D] contiguous: f16, bf16, f32; f64 on the CPU only
+    Dtype storage_dtype;     //
+    int64_t* written;        // in/out [K] vectors that each ring has been given
 };
 
 void ring_write_cpu(const RingWriteArgs& args, int64_t begin, int64_t end);  // items: K
@@ -246,17 +246,17 @@ const char* select_rings_cuda(const SelectRingsArgs& args, void* stream);
 // taken in the order of the slots, then of the classes, then of the images.
 // ---------------------------------------------------------------------------------------------------------------------
 struct MatchingLossesArgs {
-    const void* distances;     // in   [B, S] contiguous: f32; f64 on the CPU only
-    Dtype dtype;               //      of distances, losses and gradients
-    const int64_t* rows;       // in   [B, S] contiguous
-    const int64_t* rings;      // in   [B, S] contiguous
-    int64_t B;                 //
-    int64_t num_stuff;         //      >= 0
-    int64_t num_things;        //      >= 0
-    int64_t max_instances;     //      >= 1
-    int64_t divisor;           //
-    void* stuff;               // out  scalar
-    void* instances;           // out  scalar
+    const void* distances;  // in   [B, S] contiguous: f32; f64 on the CPU only
+    Dtype dtype;            //      of distances, losses and gradients
+    const int64_t* rows;    // in   [B, S] contiguous
+    const int64_t* rings;   // in   [B, S] contiguous
+    int64_t B;              //
+    int64_t num_stuff;      //      >= 0
+    int64_t num_things;     //      >= 0
+    int64_t max_instances;  //      >= 1
+    int64_t divisor;        //
+    void* stuff;            // out  scalar
+    void* instances;        // out  scalar
 };
 
 void matching_losses_cpu(const MatchingLossesArgs& args, int64_t begin, int64_t end);  // items: 1
@@ -269,7 +269,7 @@ struct MatchingLossesBackwardArgs {
     const int64_t* rows;         // in   [B, S], as forward read them
     const int64_t* rings;        // in   [B, S], as forward read them
     int64_t B, num_stuff, num_things, max_instances, divisor;
-    void* grad_distances;        // out  [B, S] contiguous
+    void* grad_distances;  // out  [B, S] contiguous
 };
 
 void matching_losses_backward_cpu(const MatchingLossesBackwardArgs& args, int64_t begin, int64_t end);  // items: B

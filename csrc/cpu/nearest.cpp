@@ -6,8 +6,8 @@
 // kLanes interleaved sums within kWidth values, then the blocks in turn. So equal rows have equal distances, and no
 // order depends on the split.
 //
-// A row is read from memory once for all queries of a tile: the tile is worked through in blocks of D, and a block's rows
-// are asked for while the block before is in the works. What is stored as it is summed is read in place.
+// A row is read from memory once for all queries of a tile: the tile is worked through in blocks of D, and a block's
+// rows are asked for while the block before is in the works. What is stored as it is summed is read in place.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -114,8 +114,8 @@ const char* ahead_of(const NearestArgs& a, int64_t start, int64_t row, int64_t r
 }
 
 // distances[i][j] += sum of |queries[i] - rows[j]| over `width` values. 4 queries by 2 rows need 8 accumulators and 6
-// loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic. A few lines
-// of what lies ahead are asked for at each turn: all at once they would wait for one another.
+// loads for 8 vectors of work: the loads, of which a core has two a cycle, then keep up with the arithmetic. A few
+// lines of what lies ahead are asked for at each turn: all at once they would wait for one another.
 template <typename Sum, int kQ>
 void add_distances(const Sum* const* queries, const Sum* const* rows, const char* const* ahead, int64_t width,
                    Sum* distances) {

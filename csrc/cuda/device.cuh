@@ -91,8 +91,8 @@ inline int64_t max_shared_bytes() {
     return bytes;
 }
 
-// Lets `kernel`, which has `static_bytes` of static shared memory, be launched with as much dynamic shared memory as the
-// device gives a block. Always that much, never a call's own size: two host threads with different sizes would undo
+// Lets `kernel`, which has `static_bytes` of static shared memory, be launched with as much dynamic shared memory as
+// the device gives a block. Always that much, never a call's own size: two host threads with different sizes would undo
 // each other's.
 template <typename Kernel>
 cudaError_t allow_all_shared(Kernel kernel, int64_t static_bytes) {

@@ -108,11 +108,12 @@ __global__ void __launch_bounds__(kGatherThreads)
     regions_gather_kernel(const __grid_constant__ RegionsArgs a, Tiling tiling, int32_t gather_blocks,
                           RegionsWorkspace workspace) {
     const auto [b, index] = block_place(gather_blocks);
-    const int64_t word = int64_t{index} * kGatherThreads + threadIdx.x;
-    if (word >= tiling.bitmap_words()) return;
+    const unsigned word = static_cast<unsigned>(index) * kGatherThreads + threadIdx.x;
+    if (word >= static_cast<unsigned>(tiling.bitmap_words())) return;
     const LinkNodes nodes{a.segments + b * tiling.pixels()};
     int32_t* tile_areas = workspace.tile_areas + b * tiling.pixels();
-    const int32_t first = static_cast<int32_t>(word / tiling.words * tiling.W + word % tiling.words * 32);
+    const unsigned words = tiling.words;
+    const int32_t first = word / words * tiling.W + word % words * 32;
     unsigned kept = 0;
     for (unsigned rest = workspace.bits[b * tiling.bitmap_words() + word]; rest; rest &= rest - 1) {
         const int32_t p = first + __ffs(rest) - 1, root = find_root(nodes, p);

@@ -14,9 +14,9 @@ constexpr int kUnit = 16;  // pixels; their labels' bytes are one 16-byte load
 
 // A unit of a map whose rows are padded to whole units: pixel p is column p % (16 * units) of its row.
 struct Unit {
-    int p, above;     // its first pixel, and the pixel above that (itself in the first row)
-    bool top;         // in the first row
-    unsigned inside;  // the pixels that are in the map, and those of them
+    int p, above;                    // its first pixel, and the pixel above that (itself in the first row)
+    bool top;                        // in the first row
+    unsigned inside;                 // the pixels that are in the map, and those of them
     unsigned with_left, with_right;  // that have a neighbour in the map there
     unsigned end;                    // the bit behind the row's last pixel, if it is in this unit
 };
@@ -80,7 +80,7 @@ struct Alike {
         before_up = before_up && before == row_before;
     }
 
-private:
+  private:
     static __device__ __forceinline__ uint4 moved_in(unsigned before, const uint4& own) {
         return {own.x << 8 | before, __funnelshift_l(own.x, own.y, 8), __funnelshift_l(own.y, own.z, 8),
                 __funnelshift_l(own.z, own.w, 8)};
@@ -158,7 +158,7 @@ struct Runs {
     __device__ __forceinline__ int32_t settle(int p, int node) const {
         int32_t root = load(node);
         if (root == p) return p;
-        for (int32_t above; ; root = above) {
+        for (int32_t above;; root = above) {
             const_cast<volatile int32_t&>(entry[p]) = root << 16;  // not kept in a register until the end
             above = load(root);
             if (above == root) return root;

@@ -31,6 +31,11 @@ def test_nothing_is_kept_in_local_memory(kernels):
     assert {name: k.stack for name, k in kernels.items() if k.stack or k.count("LDL|STL")} == {}
 
 
+def test_no_division_is_a_call(kernels):
+    """As one of 64 bits would be, of some seventy instructions."""
+    assert [name for name, kernel in kernels.items() if kernel.count("CALL")] == []
+
+
 def test_a_multiprocessor_holds_as_many_blocks_as_it_is_given(kernels):
     # 2048 x 1024 pixels are four tiles for each of 132 multiprocessors; of 228 KB, 1 KB a block is the system's.
     for name, kernel in kernels.items():
