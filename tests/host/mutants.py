@@ -25,10 +25,11 @@ def components(library) -> bool:
     wide = noise_labels(1, 129, 600, 2, 0.3)[0].numpy()  # wide: ten warps share in numbering a row of tiles
     bytes_differ = noise_labels(1, 40, 70, 2)[0].long().numpy() * 2**40 + 3
     for x in [HARD_MAPS["spiral"], wide, TILE_MAPS["one class over six tiles"], bytes_differ, unit_patterns()]:
-        ids, counts = library.components(x[None], 8, 255)
-        expected = sk_label(x.astype(np.int64), background=255, connectivity=2)
-        if not (np.array_equal(ids[0], expected) and counts[0] == expected.max()):
-            return False
+        for connectivity in (4, 8):
+            ids, counts = library.components(x[None], connectivity, 255)
+            expected = sk_label(x.astype(np.int64), background=255, connectivity=connectivity // 4)
+            if not (np.array_equal(ids[0], expected) and counts[0] == expected.max()):
+                return False
     return True
 
 
