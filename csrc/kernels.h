@@ -250,7 +250,7 @@ struct MatchingLossesArgs {
     Dtype dtype;            //      of distances, losses and gradients
     const int64_t* rows;    // in   [B, S] contiguous
     const int64_t* rings;   // in   [B, S] contiguous
-    int64_t B;              //
+    int64_t B;              //      >= 0
     int64_t num_stuff;      //      >= 0
     int64_t num_things;     //      >= 0
     int64_t max_instances;  //      >= 1

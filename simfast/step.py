@@ -245,7 +245,16 @@ class Trainer:
             return order
         return order.contiguous().pin_memory().to(self.device, non_blocking=True)
 
-    def _update(
+    def _update(self, *inputs: Tensor | None) -> dict[str, Tensor]:
+        """The step at the learning rates that are set. The same work at every call: it can be captured."""
+        try:
+            return self._change(*inputs)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # of a device or a capture that is broken: the first error counts
+                self._aside.join()
+            raise
+
+    def _change(
         self,
         source: Tensor,
         source_labels: Tensor,
@@ -253,7 +262,7 @@ class Trainer:
         target_labels: Tensor | None,
         order: Tensor | None,
     ) -> dict[str, Tensor]:
-        """The step at the learning rates that are set. The same work at every call: it can be captured."""
+        """All that a step does, at the learning rates that are set."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         if self.discriminator is not None:

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 const char* matching_losses_cuda(const MatchingLossesArgs& a, void* stream) {
-    const int threads = static_cast<int>(min(int64_t{kWarps}, a.B)) * 32;
+    const int threads = static_cast<int>(max(int64_t{1}, min(int64_t{kWarps}, a.B))) * 32;  // no images, losses of 0
     SIMFAST_LAUNCH(matching_losses_kernel, grid_of(1), threads, 0, static_cast<cudaStream_t>(stream), a);
     return launch_error();
 }

@@ -195,7 +195,7 @@ const char* run_planes(const SegmentMeanBackwardArgs& a, cudaStream_t stream) {
     plan.class_stride = alignment_classes(a.stride_c, a.features_dtype);
     plan.groups = static_cast<int32_t>(ceil_div(a.C, kChannels * plan.class_stride) * plan.class_stride);
     // Every block fills a table of its own, so there are no more of them than keep the device busy.
-    const int64_t most = ceil_div(plan.pixels + 7, kThreads * int64_t{16 / sizeof(Value)});
+    const int64_t most = ceil_div(int64_t{plan.pixels} + 7, kThreads * int64_t{16 / sizeof(Value)});
     plan.blocks = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(kAimedBlocks, plan.groups), 1, most));
     const int64_t grid = a.B * plan.groups * plan.blocks, table = (a.num_segments + 1) * kTablePitch * sizeof(float);
     if (grid > kMaxGrid) return "segment_mean: the batch is too large for one launch";

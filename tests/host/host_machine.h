@@ -293,6 +293,9 @@ inline unsigned run_round(Block& block, bool all) {
 
 inline void launch(dim3 grid, dim3 block, size_t dynamic_bytes, void*, const std::function<void()>& kernel) {
     if (block.x * block.y * block.z > 1024) throw std::runtime_error("host_cuda: more than 1024 threads in a block");
+    if (uint64_t{grid.x} * grid.y * grid.z == 0 || block.x * block.y * block.z == 0) {
+        throw std::runtime_error("host_cuda: a launch of no blocks or of no threads");
+    }
     if (grid.y > 65535 || grid.z > 65535) throw std::runtime_error("host_cuda: grid.y or grid.z over 65535");
     ++launches;
     machine.grid = grid;

@@ -138,6 +138,7 @@ PYBIND11_MODULE(machine_cases, m) {
         return out[0] == out[63] && out[0] != 0 && out[0] != 7;
     });
     CASE(misaligned_copy);
+    m.def("no_threads", [] { SIMFAST_LAUNCH(two_barriers_kernel, 1, 0, 0, nullptr); });
     m.def("neighbour", &neighbour);
     m.def("neighbour_copy", &neighbour_copy);
     m.def("two_copies", &two_copies);

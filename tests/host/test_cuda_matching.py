@@ -124,3 +124,9 @@ def test_losses_and_gradient_equal_the_cpus_to_the_bit(host, images, num_stuff, 
     np.testing.assert_array_equal(
         host.matching_losses_backward(0.3, 0.7, rows.numpy(), rings.numpy(), *sizes), gradient
     )
+
+
+def test_losses_of_no_images_are_zero(host):
+    nothing = np.zeros((0, 7), np.int64)
+    got = host.matching_losses(nothing.astype(np.float32), nothing, nothing, 4, 1, 2048)
+    assert [float(x[0]) for x in got] == [0.0, 0.0]

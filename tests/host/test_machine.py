@@ -21,6 +21,7 @@ def cases():
         ("store_past_the_end", "past the end of the static shared memory"),
         ("store_past_the_dynamic_end", "past the end of the dynamic shared memory"),
         ("misaligned_copy", "a misaligned copy"),
+        ("no_threads", "no blocks or of no threads"),
     ],
 )
 def test_a_wrong_kernel_is_reported(cases, case, message):

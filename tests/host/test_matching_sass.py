@@ -18,7 +18,7 @@ def test_a_ring_copies_ten_rows_at_once(dtype, store, tmp_path):
     assert kernel.count(r"LDG\.E\.128") == 10
     assert kernel.count(store) >= 10
     assert kernel.longest_run("LDG") >= 8  # 9 or 10
-    assert kernel.registers <= 96  # 64 to 80: three or two blocks of 512 threads a multiprocessor
+    assert kernel.registers <= 96  # 75: one block of 512 threads a multiprocessor, and there are fewer rings than those
 
 
 def test_the_losses_load_a_class_at_once(tmp_path):

@@ -95,6 +95,22 @@ def test_a_step_that_does_what_a_graph_cannot_is_refused_or_reported(work, error
     assert any(violation in what for what in found) if violation else not found or error
 
 
+def test_an_error_while_regions_are_found_beside_ends_the_capture_as_it_should(monkeypatch, seen):
+    backward = Trainer._backward
+
+    def worse(trainer, loss):
+        if torch.cuda.is_current_stream_capturing():
+            raise MemoryError("no memory beside")
+        backward(trainer, loss)
+
+    monkeypatch.setattr(Trainer, "_backward", worse)
+    with determinism(True):
+        trainer = make_trainer("cuda", "graph", "bf16")
+        with pytest.raises(CannotCapture, match=r"CUDA graph: no memory beside$"):  # and no other error came of it
+            trainer.step(0, *next(batches(1, "cuda")))
+    assert seen().violations == []
+
+
 def messages(error: BaseException | None) -> str:
     """Of an error and of all that it came of."""
     return "" if error is None else f"{error}\n{messages(error.__context__)}"
