@@ -16,8 +16,9 @@ def nearest_l1(queries: Tensor, classes: Tensor, bank: Tensor, filled: Tensor) -
     distance +inf, row -1, zero gradient. Such a query costs nothing; the classes may come in any order.
     Gradient flows to queries only, once: sign(query - row), with sign(0) = 0.
 
-    Sums are float32 in an order that D, dtypes, strides and alignment decide (on the CPU D alone), the same for all rows
-    of a call, so that equal rows are equally far. A distance of NaN counts as smaller than any number, as in an arg-min: NaN in a query, or in a filled row of its class, comes out as NaN.
+    Sums are float32, in an order that D, dtypes, strides and alignment decide (on the CPU D alone) and all rows of a
+    call share, so that equal rows are equally far. A distance of NaN counts as smaller than any number, as in an
+    arg-min: NaN in a query, or in a filled row of its class, comes out as NaN.
     Backward keeps the signs, one byte a value, and neither queries nor bank: rows may be overwritten in place between
     forward and backward, and the gradient is still that of the rows that forward saw.
     The bank is read in place if its classes follow one another (`stride(0) == R * stride(1)`), else copied once; on
