@@ -25,13 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.plain_matching import PlainMatching
 from bench.plain_step import PlainStep
-from bench.step_measures import determinism, forget, matrix_rate, measure, phases, wait
+from bench.step_measures import forget, matrix_rate, measure, phases, wait
 from bench.timing import judge
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, deeplab_v2
 from simfast.step import Trainer
-from simfast.testing import DEVICES, STUFF, THINGS, smooth_labels
+from simfast.testing import DEVICES, STUFF, THINGS, determinism, smooth_labels
 
 # By how much a loss may differ from the plain loop's in the first steps. A GPU's fp32 convolutions are TF32. Where an
 # arg-max differs, so does the region that is matched.

@@ -4,8 +4,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +19,6 @@ if TYPE_CHECKING:  # it needs what opens pictures; the smoke of the ops does not
 
 STEPS = {"cuda": 10, "cpu": 3}  # of a sample
 SAMPLES = {"cuda": 3, "cpu": 5}
-
-
-@contextmanager
-def determinism(wanted: bool) -> Iterator[None]:
-    """The flags that train.py sets."""
-    torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not wanted
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def step_times(run: Callable[[int], Any], device: str) -> tuple[list[float], list[float]]:

@@ -1,6 +1,7 @@
 """Inputs and comparisons that tests/ and bench/ share: label maps with hard shapes, odd layouts, an error budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -256,3 +257,20 @@ class Calls(TorchDispatchMode):
             waits = kwargs.get("dtype") in (None, args[0].dtype) and not kwargs.get("non_blocking")
             return wanted is not None and (wanted != here or (wanted.type == "cpu" and waits))
         return name in _HOST_READS or (name == "repeat_interleave" and kwargs.get("output_size") is None)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Settings of torch
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """The flags that train.py sets."""
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

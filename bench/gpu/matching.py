@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from bench import matching as bench
 from bench.device_timing import capture, own_stream
 from bench.gpu.part import Part, arguments
-from bench.step_measures import determinism
 from bench.timing import summary
+from simfast.testing import determinism
 
 SHOWN = 40  # names of kernels in a row
 SORTS = ("sort", "radix", "indexing_backward", "index_put")

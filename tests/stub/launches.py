@@ -21,7 +21,7 @@ from typing import Any
 
 import stub_gpu
 import torch
-from stub_steps import MODES, PRECISIONS, SETTINGS, case_name, determinism, numbers, steady_step, step_of
+from stub_steps import MODES, PRECISIONS, SETTINGS, case_name, numbers, steady_step, step_of
 
 from simfast.config import Config
 from simfast.environment import git
@@ -31,7 +31,7 @@ from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
 from simfast.pseudo_labels import make_pseudo_labels
 from simfast.step import Trainer
-from simfast.testing import STUFF, THINGS, smooth_labels
+from simfast.testing import STUFF, THINGS, determinism, smooth_labels
 
 BOUNDS = Path(__file__).with_name("bounds.json")
 CUDA = torch.device("cuda")

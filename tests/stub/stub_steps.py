@@ -14,7 +14,7 @@ from test_step_modes import batches, make_trainer
 
 from simfast.matching import StuffInstanceMatching
 from simfast.step import Trainer
-from simfast.testing import STUFF, THINGS
+from simfast.testing import STUFF, THINGS, determinism
 
 STAGE_2 = {"stage": 2, "pseudo_labels": "x"}
 FDA = {"transfer": "fda", "fda_beta": 0.1}
@@ -39,18 +39,6 @@ STEADY = 3
 
 def case_name(setting: str, mode: str, precision: str, deterministic: bool) -> str:
     return ", ".join([setting, mode, precision, *([] if deterministic else ["not deterministic"])])
-
-
-@contextmanager
-def determinism(wanted: bool) -> Iterator[None]:
-    """As train.py sets it."""
-    torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not wanted
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import sys
 import pytest
 import stub_gpu
 import torch
-from stub_steps import batches, determinism, small_trainer
+from stub_steps import batches, small_trainer
 
 import train
 from simfast import checkpoint
 from simfast.capture import CannotCapture
 from simfast.cli import parse
 from simfast.evaluate import Scores, evaluate
+from simfast.testing import determinism
 
 CUDA = torch.device("cuda")
 

@@ -14,11 +14,12 @@ from stub_steps import (
     STEADY,
     batches,
     case_name,
-    determinism,
     numbers,
     small_trainer,
     step_of,
 )
+
+from simfast.testing import determinism
 
 KINDS = list(itertools.product(SETTINGS, MODES, PRECISIONS, (True, False)))
 # What a rebuilt torch or a harmless change may add.

@@ -11,10 +11,11 @@ import stub_gpu
 import torch
 import triton
 import triton.language as tl
-from stub_steps import batches, determinism, make_trainer
+from stub_steps import batches, make_trainer
 
 from simfast.capture import CannotCapture
 from simfast.step import Trainer
+from simfast.testing import determinism
 
 RUNTIME = ctypes.CDLL(None)
 
