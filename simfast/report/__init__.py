@@ -1,0 +1,3 @@
+"""What a run leaves to look at: metrics, tables, pictures, curves."""
+
+from simfast.report.scores import *
