@@ -142,7 +142,7 @@ def test_a_signal_reaches_the_runs_in_progress_which_have_time_to_save(number, j
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        ablate.run_all(runs, trainer, jobs)
+        ablate.run_all(runs, [sys.executable, str(trainer)], jobs)
     thread.join()
     assert [(run.config.out / "last.pt").exists() for run in runs] == [i < jobs for i in range(3)]
     assert not runs[jobs].config.out.exists()
