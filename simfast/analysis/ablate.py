@@ -1,5 +1,6 @@
 """Rows of the paper's tables, with seeds: training runs one after the other, and a table of theirs beside ours."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -16,7 +17,6 @@ from typing import Any
 
 import yaml
 from tabulate import tabulate
-from tqdm import tqdm
 
 import simfast
 from simfast.config import FREE_ON_RESUME, Config
@@ -24,9 +24,12 @@ from simfast.data.parts import arguments_of, open_part
 from simfast.report.figures import save_curve
 from simfast.report.metrics import read_metrics
 from simfast.report.panels import save_comparison
+from simfast.runtime.console import Progress
 from simfast.runtime.files import write_text
 
 log = logging.getLogger("simfast")
+# Ours in a run's folder: what it is to do, and what it prints where several run at a time.
+SETTINGS, CONSOLE = "settings.yaml", "console.txt"
 # -P: the current folder is the user's, and may hold anything.
 TRAINER = (sys.executable, "-P", "-m", "simfast", "train")
 
@@ -170,7 +173,10 @@ def run_all(runs: list[Run], trainer: Sequence[str] = TRAINER, jobs: int = 1) ->
     out = runs[0].config.out.parent
     waiting, failed = [run for run in runs if not run.result.exists()], []
     with (
-        tqdm(total=len(runs), desc="ablate", unit="run", initial=len(runs) - len(waiting)) as bar,
+        # A single run draws a bar of its own.
+        Progress(
+            total=len(runs), desc="ablate", unit="run", initial=len(runs) - len(waiting), disable=jobs == 1
+        ) as bar,
         _Processes() as processes,
     ):
         while waiting or processes.running:
@@ -182,11 +188,12 @@ def run_all(runs: list[Run], trainer: Sequence[str] = TRAINER, jobs: int = 1) ->
             for run in ready[: jobs - len(processes.running)]:
                 waiting.remove(run)
                 processes.start(run, _command(run, trainer), quiet=jobs > 1)
-                log.info("%s, seed %d: %s", run.row, run.config.seed, run.config.out)
+                log.info("%s, seed %d: %s (%d more to do)", run.row, run.config.seed, run.config.out, len(waiting))
             for run, code in processes.ended():
                 if code:
-                    where = run.config.out
-                    log.error("%s, seed %d: failed with exit code %d, see %s", run.row, run.config.seed, code, where)
+                    _forget_start(run.config.out)
+                    where = f"see {run.config.out / CONSOLE}" if jobs > 1 else "its own message is above"
+                    log.error("%s, seed %d: failed with exit code %d, %s", run.row, run.config.seed, code, where)
                     failed.append(run)
                 bar.update()
                 write_tables(runs, out)
@@ -240,10 +247,8 @@ class _Processes:
         if not quiet:
             self.running[run] = subprocess.Popen(command, env=environment)
             return
-        with open(run.config.out / "console.txt", "a") as console:
-            self.running[run] = subprocess.Popen(
-                command, stdout=console, stderr=console, env=environment | {"TQDM_DISABLE": "1"}
-            )
+        with open(run.config.out / CONSOLE, "a") as console:
+            self.running[run] = subprocess.Popen(command, stdout=console, stderr=console, env=environment)
 
     def ended(self) -> list[tuple[Run, int]]:
         """The runs that are over, with their exit codes; waits until one is.
@@ -256,7 +261,9 @@ class _Processes:
             time.sleep(0.05)
             over = [run for run, process in self.running.items() if process.poll() is not None]
         codes = [(run, self.running.pop(run).returncode) for run in over]
-        if self._received or any(code in (128 + n, -n) for _, code in codes for n in self.SIGNALS):
+        # SIGPIPE: whoever read what it printed has gone, and reads nothing of the others either.
+        stops = (*self.SIGNALS, signal.SIGPIPE)
+        if self._received or any(code in (128 + n, -n) for _, code in codes for n in stops):
             self._hand_on(signal.SIGTERM)
             for process in self.running.values():
                 process.wait()
@@ -272,7 +279,7 @@ class _Processes:
 
 def _write_settings(run: Run) -> Path:
     """The settings file of a run; never other ones than those that it was begun with."""
-    path, now = run.config.out / "settings.yaml", run.config.portable()
+    path, now = run.config.out / SETTINGS, run.config.portable()
     # A setting that did not exist then has its default.
     before = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).portable() if path.exists() else now
     for key, value in now.items():
@@ -280,6 +287,14 @@ def _write_settings(run: Run) -> Path:
             raise ValueError(f"{path}: {key} must stay {before.get(key)!r} as the run was begun, got {value!r}")
     write_text(path, yaml.safe_dump(now, sort_keys=False))
     return path
+
+
+def _forget_start(out: Path) -> None:
+    """Removes what is ours of a run that failed before it left anything: it may begin with other settings."""
+    if not {path.name for path in out.iterdir()} - {SETTINGS, CONSOLE}:
+        (out / SETTINGS).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what it printed stays
+            out.rmdir()
 
 
 def write_tables(runs: list[Run], out: Path) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from tqdm import tqdm
+from simfast.runtime.console import Progress
 
 
 def spread(
@@ -37,7 +37,7 @@ def spread(
         ChildProcessError: a process was killed, as when memory runs out.
         Whatever `work` raises.
     """
-    with tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True) as bar:
+    with Progress(total=total, desc=title, unit=unit) as bar:
         if workers == 0:
             for job in jobs:
                 yield work(shared, job, bar.update)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from simfast.data.classes import CLASS_SETS
 from simfast.models.upsampled import upsample
 from simfast.models.weights import normalise
+from simfast.runtime.console import Progress
 
 
 def full_size_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -165,7 +165,7 @@ def evaluate(
     confusion, finite, pictures = None, None, []
     # Spread over the set: neighbours are often pictures of one video.
     shown = {len(loader) * i // keep for i in range(keep)}
-    for number, (images, labels, _) in enumerate(tqdm(loader, desc="evaluate", unit="batch", leave=False)):
+    for number, (images, labels, _) in enumerate(Progress(loader, desc="evaluate", unit="batch", leave=False)):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             _, logits = model(normalise(images.to(device, non_blocking=True), convention))
         if confusion is None:

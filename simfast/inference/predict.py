@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import nn
-from tqdm import tqdm
 
 from simfast.data.classes import LABEL_IDS, PALETTE
 from simfast.data.dataset import IMAGE_SUFFIXES
 from simfast.inference.evaluate import full_size_labels
 from simfast.models.weights import normalise
+from simfast.runtime.console import Progress
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        bar = tqdm(total=len(names), desc="predict", unit="image", dynamic_ncols=True)
+        bar = Progress(total=len(names), desc="predict", unit="image")
         with bar, ThreadPoolExecutor(workers) as pool:
             for _ in _ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers):
                 bar.update()

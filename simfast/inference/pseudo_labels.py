@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
 
 from simfast.data.classes import CLASS_NAMES, IGNORE, NUM_CLASSES
 from simfast.data.loader import evaluation_loader
 from simfast.models import checkpoint
 from simfast.models.upsampled import upsample
 from simfast.models.weights import normalise
+from simfast.runtime.console import Progress
 from simfast.runtime.files import write_text
 
 log = logging.getLogger("simfast")
@@ -220,13 +220,12 @@ class _Work:
     def _read(self, places: Sequence[int], what: str) -> Iterator[tuple[Tensor, str]]:
         """Some items of the data set, one by one, behind a bar that counts all of them."""
         num = len(self.dataset)
-        bar = tqdm(
+        bar = Progress(
             evaluation_loader(Subset(self.dataset, places), 1, self.workers, self.device),
             desc=f"pseudo labels: {what}",
             unit="image",
             initial=num - len(places),
             total=num,
-            dynamic_ncols=True,
             leave=False,
         )
         for images, _, (name,) in bar:

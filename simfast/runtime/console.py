@@ -1,31 +1,89 @@
-"""How a long run talks to the terminal it was started from."""
+"""How a long run talks to the terminal it was started from, or to the file or pipe in its place."""
 
+import contextlib
+import io
 import logging
+import os
+import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
+log = logging.getLogger("simfast")
 # One Ctrl-C may arrive twice: from the terminal or a scheduler, and handed on by a program that started this one.
 SAME_SIGNAL_SECONDS = 1.0
+# Between two plain lines about a long work where there is no terminal to draw a bar on.
+LINE_SECONDS = 30.0
+
+
+class Progress(tqdm):
+    """tqdm's bar where standard error is a terminal; elsewhere no bar and no carriage return, but a plain line in the
+    log every half a minute.
+
+    Args:
+        iterable, options: tqdm's own. The environment's TQDM_DISABLE counts, too.
+
+    Attributes:
+        line_seconds: between two plain lines.
+    """
+
+    line_seconds = LINE_SECONDS
+
+    def __init__(self, iterable: Any = None, **options: Any):
+        self._what, self._unit = options.get("desc", ""), options.get("unit", "it")
+        if not sys.stderr.isatty():
+            options["disable"] = True
+        super().__init__(iterable, dynamic_ncols=True, **options)
+        self._first, self._began = self.n, time.monotonic()
+        self._said = self._began
+
+    def __iter__(self) -> Iterator:
+        if not self.disable:
+            yield from super().__iter__()
+            return
+        for item in self.iterable:
+            yield item
+            self.update()
+
+    def update(self, n: float = 1) -> bool | None:
+        if not self.disable:
+            return super().update(n)
+        self.n += n  # tqdm does not count where it draws nothing
+        now = time.monotonic()
+        if now - self._said >= self.line_seconds and self.n > self._first:
+            self._said, rate = now, (self.n - self._first) / (now - self._began)
+            left = tqdm.format_interval((self.total - self.n) / rate)
+            log.info("%s: %d/%d, %.3g %s/s, %s left", self._what, self.n, self.total, rate, self._unit, left)
+        return None
 
 
 class StopSignals:
     """Context in which Ctrl-C and SIGTERM ask to stop after the current step; one more, a second later or after that,
     stops at once.
 
+    So does a reader of standard output that goes away, as `head` does: as if SIGPIPE, which Python ignores, had asked.
+    A run that nobody listens to ends, as every program in a pipe does, but it saves first.
+
     Attributes:
         received: the signal that asked, None until then.
     """
 
+    _innermost: ClassVar["StopSignals | None"] = None
+
     def __enter__(self) -> "StopSignals":
         self.received: signal.Signals | None = None
+        self._outer, StopSignals._innermost = StopSignals._innermost, self
         self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_) -> None:
+        StopSignals._innermost = self._outer
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -37,15 +95,94 @@ class StopSignals:
         self.received, self._since = signal.Signals(number), time.monotonic()
         tqdm.write(f"{self.received.name}: finishing this step and saving; once more to stop at once", file=sys.stderr)
 
+    @classmethod
+    def reader_has_gone(cls) -> bool:
+        """Asks the innermost context to stop; False where there is none."""
+        if cls._innermost is None:
+            return False
+        if cls._innermost.received is None:
+            cls._innermost.received, cls._innermost._since = signal.SIGPIPE, time.monotonic()
+        return True
+
 
 class BesideTheBar(logging.Handler):
-    """Log lines on standard output that do not tear the progress bar on standard error."""
+    """Log lines on standard output that do not tear the progress bar on standard error. Those whose `extra` says
+    {"on_bar": True} stand in it, too, and are left out on its terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        if getattr(record, "on_bar", False) and sys.stdout.isatty():
+            return
+        try:
+            tqdm.write(self.format(record))
+            sys.stdout.flush()  # a file or a pipe gets each line when it is said
+        except BrokenPipeError:
+            if not StopSignals.reader_has_gone():
+                raise
+            _discard_output()
+
+
+class WithTimes(logging.Formatter):
+    """Each line behind its date and time, ISO 8601, with the offset from UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
+        return "\n".join(f"{when} {line}".rstrip() for line in super().format(record).split("\n"))
 
 
 def set_up_logging(file: Path | None = None, level: int = logging.INFO) -> None:
-    """The project's log from a level on, on the terminal and, where a file is given, appended to that."""
-    handlers = [BesideTheBar()] + ([logging.FileHandler(file)] if file else [])
+    """The project's log from a level on, on the terminal and, where a file is given, appended to that with times."""
+    handlers: list[logging.Handler] = [BesideTheBar()]
+    if file:
+        handlers.append(logging.FileHandler(file))
+        handlers[-1].setFormatter(WithTimes())
     logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """Context of a whole program, the outermost one: where the reader of standard output goes away, as `head` does, it
+    ends without a word, with the status that a shell gives a program that SIGPIPE ended.
+
+    Not by SIGPIPE's own action, which would end it at once, and for every broken socket, too: a training run still
+    saves its checkpoint; see `StopSignals`.
+
+    Raises:
+        SystemExit: 141, where what was still to be written has no reader and nothing else had failed.
+    """
+    try:
+        yield
+        sys.stdout.flush()  # what Python would else do when nobody can catch its error any more
+    except BaseException as error:
+        if _comes_of_a_broken_pipe(error) and _reader_is_gone():
+            _discard_output()
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            if isinstance(error, SystemExit) and not error.code:
+                raise SystemExit(128 + signal.SIGPIPE) from None
+        raise
+
+
+def _comes_of_a_broken_pipe(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, BrokenPipeError):
+        error = error.__context__
+    return error is not None
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe without a reader: the broken pipe may have been another one."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except io.UnsupportedOperation:  # not a file at all
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Whatever is still written to standard output goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,8 +1,10 @@
-"""The device to compute on; and what a result was made with: processor or GPU, versions, and the commit."""
+"""The device to compute on, and its memory; what a result was made with: processor or GPU, versions, and the commit."""
 
 import platform
 import re
+import resource
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ def pick_device(asked: str) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda was asked for, and torch sees no GPU")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU so far, which is known without asking it; else this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts kilobytes, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The story of a run: data and networks, then steps with evaluations and checkpoints between them."""
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from simfast.config import Config
 from simfast.data.loader import DomainLoader, evaluation_loader
@@ -29,6 +27,8 @@ from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
+from simfast.training.folder import RunFolder, run_folder
+from simfast.training.progress import TrainingProgress
 from simfast.training.stage2 import find_pseudo_labels
 from simfast.training.step import DTYPES, Trainer, poly
 
@@ -49,32 +49,33 @@ def run(config: Config) -> dict[str, Any]:
         SystemExit: a signal (128 + its number); a checkpoint is saved first.
     """
     try:
-        with distributed.joined(pick_device(config.device)) as device:
-            out = distributed.on_lead(run_folder, config)
-            return both_stages(config, device, out) if config.stage == "all" else train(config, device, out)
+        with distributed.joined(pick_device(config.device)) as device, run_folder(config) as folder:
+            return (both_stages if config.stage == "all" else train)(config, device, folder)
     except (ValueError, OSError) as error:
         if distributed.size() > 1:
             raise type(error)(f"rank {distributed.rank()}: {error}") from error
         raise
 
 
-def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
+def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict[str, Any]:
     """Stage 1, then stage 2 with pseudo labels of its best checkpoint, each in a folder of its own. What an interrupted
     run has finished is kept."""
-    lead = distributed.is_lead()
+    lead, out = distributed.is_lead(), folder.path
     set_up_logging(level=logging.INFO if lead else logging.ERROR)
     if lead:
         write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
     results: dict[str, Any] = {}
     for stage, first in ((1, None), (2, out / "stage1")):
-        folder = out / f"stage{stage}"
-        folder.mkdir(exist_ok=True)
-        last = folder / "last.pt"
+        name = f"stage{stage}"
+        done, last = out / name / "result.json", out / name / "last.pt"
+        if done.exists():
+            results[name] = json.loads(done.read_text())
+            continue
         resume = last if last.exists() else None
-        one = dataclasses.replace(config, stage=stage, stage1=first, out=folder, resume=resume)
-        done = folder / "result.json"
+        one = dataclasses.replace(config, stage=stage, stage1=first, out=out / name, resume=resume)
         try:
-            results[f"stage{stage}"] = json.loads(done.read_text()) if done.exists() else train(one, device, folder)
+            with run_folder(one) as own:
+                results[name] = train(one, device, own)
         except SystemExit:
             log.info("both stages continue with --resume %s", out)
             raise
@@ -84,12 +85,12 @@ def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, An
     return results
 
 
-def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
+def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, Any]:
     """The story of a run: data and networks, then steps with evaluations and checkpoints between them.
 
     Where several processes train together, all live through it, and the lead alone writes.
     """
-    lead = distributed.is_lead()
+    lead, out = distributed.is_lead(), folder.path
     set_up_logging(out / "log.txt" if lead else None, logging.INFO if lead else logging.ERROR)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
@@ -101,11 +102,11 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
         rule = f"must go on with as many processes as it began with ({before}): data order and banks depend on them"
         raise ValueError(f"resume: {config.resume} {rule}, got {processes}")
     first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
+    spent = resumed.get("seconds", 0.0) if resumed else 0.0  # older checkpoints do not say
     if first > config.steps:
         raise ValueError(f"steps: must be at least {first}, where {config.resume} is, got {config.steps}")
-    settings = yaml.safe_dump(config.portable(), sort_keys=False)
-    log.info("%s", settings)
-
+    what = f"stage {config.stage}, preset {config.preset}, {config.recipe} recipe, seed {config.seed}"
+    log.info("%s: %s, steps %d to %d", config.row, what, first + 1, config.steps)
     pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
     loader, held_out, class_ids = open_data(config, device, first, pseudo_labels)
     trainer = build_trainer(config, device, resumed)
@@ -115,24 +116,30 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
     how = f"{device}, {trainer.mode} in {trainer.precision}{ops}"
     how += f", {processes} processes" if processes > 1 else ""
-    log.info("%s on %s, %s, run folder %s", config.arch, how, f"from step {first}" if first else "new", out)
+    log.info("network: %s on %s", config.arch, how)
+    log.info("run folder: %s, with these settings in config.yaml", out)
 
     def save(name: str, step: int) -> None:
         if lead:
-            progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
-            progress |= {"processes": processes, "random": checkpoint.random_state()}
-            checkpoint.save(out / name, trainer.state_dict() | progress)
+            state = {"step": step, "best": best, "last": last, "config": config.to_dict(), "seconds": seconds()}
+            state |= {"processes": processes, "random": checkpoint.random_state()}
+            checkpoint.save(out / name, trainer.state_dict() | state)
+
+    def seconds() -> float:
+        """In all parts of the run."""
+        return spent + time.monotonic() - started
 
     if lead:
-        write_text(out / "config.yaml", settings)
+        write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
     metrics = Metrics(out, first) if lead else None
     started, sums, since = time.monotonic(), None, first
-    bar = tqdm(total=config.steps, initial=first, desc=config.row, unit="step", dynamic_ncols=True)
-    with StopSignals() as stop, bar, closing(metrics) if lead else nullcontext():
+    progress = TrainingProgress(config, first, device)
+    with StopSignals() as stop, progress, closing(metrics) if lead else nullcontext():
         for step, batch in zip(range(first + 1, config.steps + 1), loader):  # noqa: B905  the loader is endless
             losses = trainer.step(step - 1, *batch)
+            folder.begun = True
             sums = torch.stack(list(losses.values())) + (0 if sums is None else sums)
-            bar.update()
+            progress.update()
 
             if step % config.log_every == 0 or step == config.steps:
                 sums = distributed.total(sums) / ((step - since) * processes)
@@ -142,32 +149,35 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                     raise ValueError(f"the losses are not finite at step {step}: {means}; the last checkpoint is kept")
                 if lead:
                     metrics.write("train", step, means | {"lr": poly(config.lr, step - 1, config)})
-                bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
+                progress.say(step, means)
 
             if step % config.eval_every == 0 or step == config.steps:
-                distributed.share_buffers(trainer.model)
-                scores, pictures = evaluate(
-                    trainer.model,
-                    held_out_loader,
-                    class_ids,
-                    trainer.convention,
-                    device,
-                    config.panel_images,
-                    labelled_ids=held_out.class_ids,
-                    total=distributed.total,
-                    dtype=DTYPES[trainer.precision],
-                )
-                last = score_row(scores)
-                if lead:
-                    metrics.write("eval", step, last)
-                last["step"] = step
-                if best is None or _miou(last) > _miou(best):
-                    best = last
-                    save("best.pt", step)
-                save("last.pt", step)
-                if lead and pictures:
-                    save_panel(out / f"panel-{step:06d}.png", pictures)
-                log.info("step %d: mIoU %.2f %%, best %.2f %%", step, 100 * _miou(last), 100 * _miou(best))
+                with progress.evaluating():
+                    distributed.share_buffers(trainer.model)
+                    scores, pictures = evaluate(
+                        trainer.model,
+                        held_out_loader,
+                        class_ids,
+                        trainer.convention,
+                        device,
+                        config.panel_images,
+                        labelled_ids=held_out.class_ids,
+                        total=distributed.total,
+                        dtype=DTYPES[trainer.precision],
+                    )
+                    last = score_row(scores)
+                    if lead:
+                        metrics.write("eval", step, last)
+                    last["step"] = step
+                    if best is None or _miou(last) > _miou(best):
+                        best = last
+                        save("best.pt", step)
+                    save("last.pt", step)
+                    if lead and pictures:
+                        save_panel(out / f"panel-{step:06d}.png", pictures)
+                progress.show_miou(last["miou"])
+                found = "mIoU {:.2f} %, best {:.2f} %".format(*(100 * _miou(row) for row in (last, best)))
+                log.info("step %d: %s", step, "no class has an IoU" if last["miou"] is None else found)
 
             received = distributed.highest(stop.received or 0)
             if received and step < config.steps:
@@ -178,7 +188,7 @@ def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
                 raise SystemExit(128 + received)
 
     result = {"row": config.row} | {key: config.to_dict()[key] for key in RESULT_SETTINGS}
-    result |= {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
+    result |= {"step": config.steps, "last": last, "best": best, "seconds": round(seconds(), 1)}
     result |= {"processes": processes, "environment": environment(device)}
     if config.report_split is not None:
         result |= {"report": distributed.on_lead(score_report, config, trainer, out, class_ids)}
@@ -238,17 +248,9 @@ def open_data(
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
-    log.info("%s: %d labelled, %d target, %d held-out images", config.row, len(labelled), len(target), len(held_out))
+    name, size = (config.target, config.target_size) if labelled is target else (config.source, config.source_size)
+    text = "{} labelled ({}, {}x{})".format(len(labelled), name, *size)
+    if seen is not None:
+        text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)
+    log.info("data: %s, %d held-out images", text, len(held_out))
     return loader, held_out, scored_classes(config, labelled, held_out)
-
-
-def run_folder(config: Config) -> Path:
-    """The folder to write to; a new run never writes into one that holds a run already."""
-    out = config.out
-    if out is None:
-        names = (f"{config.preset}-{config.row}-{n}" for n in itertools.count(1))
-        out = next(path for name in names if not (path := Path("runs") / name).exists())
-    elif config.resume is None and any((out / name).exists() for name in ("last.pt", "stage1")):
-        raise ValueError(f"out: {out} holds a run already; continue it with --resume {out}, or choose another")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
