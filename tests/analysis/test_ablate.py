@@ -174,6 +174,16 @@ def test_a_failed_run_does_not_stop_the_others(shared, trainer, tmp_path):
     assert (tmp_path / "source-only-seed0" / "result.json").exists()
 
 
+def test_a_run_that_did_not_even_begin_may_begin_with_other_settings(shared, tmp_path):
+    bad = [sys.executable, "-c", "raise SystemExit('no such data')"]
+    for jobs, left in ((1, []), (2, ["aa-seed0", "aa-seed0/console.txt"])):
+        for lr in (0.1, 0.2):
+            runs = ablate.plan(["aa"], [0], dataclasses.replace(shared, lr=lr))
+            assert names(ablate.run_all(runs, bad, jobs)) == ["aa-seed0"]
+        found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if "ablation" not in path.name)
+        assert found == left
+
+
 def test_stage_2_is_not_tried_without_its_stage_1(shared, trainer, tmp_path):
     (tmp_path / "fail").write_text("aa+sim")
     failed = ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared), trainer)

@@ -1,13 +1,18 @@
 """The trainer from its command line: what a run leaves, what a resumed run continues, what stops it."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +24,6 @@ from simfast.models.weights import load_weights
 from simfast.report.metrics import read_metrics
 from simfast.runtime.console import StopSignals
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(autouse=True)
 def restore_global_state():
@@ -30,6 +33,14 @@ def restore_global_state():
 
 def arguments(settings, out, *more):
     return [*settings, "--out", str(out), *map(str, more)]
+
+
+def started(settings, out, *more, **pipes):
+    """A run of its own program, as long as 20 steps."""
+    code = "import sys; from simfast.cli.commands import train; from simfast.runtime.console import quiet_pipe\n"
+    code += "with quiet_pipe(): train(sys.argv[1:])"
+    command = [sys.executable, "-c", code, *arguments(settings, out, "--steps", 20, "--eval-every", 50, *more)]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, **pipes)
 
 
 def assert_same(first, second, where=""):
@@ -54,7 +65,8 @@ def test_two_steps_then_two_more_equal_four_straight(settings, tmp_path):
     train(arguments(settings, tmp_path / "parts", "--steps", 2))
     resumed = train(["--resume", str(tmp_path / "parts"), "--steps", "4"])
     first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("straight", "parts"))
-    del first["config"], second["config"]
+    for state in (first, second):
+        del state["config"], state["seconds"]
     assert_same(first, second)
     assert first["step"] == 4
     assert straight["last"] == resumed["last"]
@@ -70,7 +82,8 @@ def test_both_stages_from_one_command_equal_the_two_made_one_by_one(settings, tm
     apart = train(["--resume", str(tmp_path / "second"), "--steps", "2"])
     assert together["stage2"]["last"] == apart["last"]
     first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("all/stage2", "second"))
-    del first["config"], second["config"]
+    for state in (first, second):
+        del state["config"], state["seconds"]
     assert_same(first, second)
     labels = tmp_path / "second" / "pseudo-labels"
     assert {path.name for path in labels.glob("*.png")} == {f"{i}.png" for i in range(4)}
@@ -105,13 +118,30 @@ def test_a_part_that_nothing_was_chosen_on_is_scored_at_the_end(settings, tmp_pa
     assert "report" not in state
 
 
-def test_pictures_without_a_label_have_no_miou_and_stop_no_run(settings, folders, tmp_path):
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(settings, tmp_path):
+    arguments_ = arguments(settings, tmp_path, "--method", "source-only", "--eval-every", 1)
+    first = train([*arguments_, "--steps", "1"])
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert 0 < state["seconds"] <= first["seconds"] + 0.1
+    checkpoint.save(tmp_path / "last.pt", state | {"seconds": 1000.0})
+    second = train(["--resume", str(tmp_path), "--steps", "2"])
+    assert 1000 < second["seconds"] < 1000 + 60
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert 1000 < state.pop("seconds") <= second["seconds"]
+    checkpoint.save(tmp_path / "last.pt", state)  # as an older one
+    assert train(["--resume", str(tmp_path), "--steps", "3"])["seconds"] < 60
+
+
+def test_pictures_without_a_label_have_no_miou_and_stop_no_run(settings, folders, tmp_path, capsys):
     shutil.copytree(folders / "target", tmp_path / "target")
     for file in (tmp_path / "target" / "val" / "labels").glob("*.png"):
         Image.new("L", Image.open(file).size, 255).save(file)
     arguments_ = arguments(settings, tmp_path / "run", "--target-root", tmp_path / "target", "--steps", 4)
     result = train([*arguments_, "--method", "source-only"])
     assert (result["last"]["miou"], result["best"]["step"]) == (None, 2)
+    printed = capsys.readouterr().out
+    assert "step 2: no class has an IoU" in printed
+    assert "inf" not in printed
 
 
 @pytest.mark.slow
@@ -219,13 +249,7 @@ def test_a_checkpoint_is_a_weights_file(settings, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_saves_and_continues(number, settings, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *arguments(settings, tmp_path, "--steps", 20, "--eval-every", 50),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    process = started(settings, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
@@ -268,9 +292,46 @@ def test_a_broken_checkpoint_is_named_and_a_failed_save_leaves_the_old_one(tmp_p
         checkpoint.load(path)
 
 
-def test_losses_that_are_not_finite_stop_the_run(settings, tmp_path):
-    with pytest.raises(SystemExit, match="not finite at step"):
-        train(arguments(settings, tmp_path, "--steps", 9, "--lr", "1e30", "--eval-every", 50))
+def test_a_run_whose_reader_goes_away_saves_and_ends_without_a_word(settings, tmp_path):
+    process = started(settings, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("step 1/20: "):
+        assert process.poll() is None, process.stderr.read()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(60)) == ("", 128 + signal.SIGPIPE)
+    assert 1 <= checkpoint.load(tmp_path / "last.pt")["step"] < 20
+    assert "stopped by SIGPIPE after step" in (tmp_path / "log.txt").read_text()
+
+
+def test_without_a_terminal_there_is_a_line_each_log_every_and_no_bar(settings, tmp_path, capfd):
+    train(arguments(settings, tmp_path, "--steps", 5, "--eval-every", 2, "--log-every", 2))
+    printed, errors = capfd.readouterr()
+    assert (errors, "\r" in printed) == ("", False)
+    assert not [line for line in printed.splitlines() if line.startswith(("stage:", "lr:"))]  # no settings file
+    loss = r"[\d.e+-]+"
+    losses = ", ".join(f"{name} {loss}" for name in ("seg", "adv", "stuff", "instance", "d"))
+    line = rf"step (\d)/5: {losses}; {loss} images/s, \d\d:\d\d left, [\d.]+ GB"
+    assert re.findall(rf"^{line}$", printed, re.M) == ["2", "4", "5"]
+    logged = (tmp_path / "log.txt").read_text()
+    assert re.findall(rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d {line}$", logged, re.M) == ["2", "4", "5"]
+
+
+def test_on_a_terminal_of_80_columns_the_bar_keeps_its_losses_and_never_wraps(settings, tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = started(settings, tmp_path, "--steps", 4, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # what Linux says at the end
+        while more := os.read(ours, 65536):
+            written += more
+    os.close(ours)
+    assert process.wait() == 0
+    frames = [frame for frame in re.split(r"[\r\n]|\x1b\[A", written.decode()) if re.search(r" \d/4 |evaluate:", frame)]
+    assert max(map(len, frames)) == 80
+    assert re.fullmatch(r"\S+ +4/4 00:00 seg \S+ adv \S+ stuff \S+ inst \S+ d \S+ mIoU \S+", frames[-1])
+    assert any(frame.startswith("evaluate:") for frame in frames)
+    assert b"images/s" not in written  # what the bar says
+    assert "images/s" in (tmp_path / "log.txt").read_text()
 
 
 def test_missing_data_is_named(settings, tmp_path):

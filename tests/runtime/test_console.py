@@ -1,0 +1,86 @@
+"""What a program says of itself on a terminal, in a pipe and in a file."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from datetime import datetime
+
+import pytest
+
+from simfast.runtime.console import Progress, set_up_logging
+
+BEGIN = "import logging, sys\nfrom simfast.runtime.console import quiet_pipe, set_up_logging\n"
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    yield
+    logging.basicConfig(level=logging.WARNING, force=True)
+
+
+def test_without_a_terminal_a_long_work_says_plain_lines_and_draws_nothing(monkeypatch, caplog, capfd):
+    monkeypatch.setattr(Progress, "line_seconds", 0)
+    caplog.set_level(logging.INFO, "simfast")
+    assert list(Progress("abc", desc="read", unit="image")) == list("abc")
+    lines = [record.message for record in caplog.records]
+    assert [line.split(",")[0] for line in lines] == [f"read: {i}/3" for i in (1, 2, 3)]
+    assert re.fullmatch(r"read: 3/3, [\d.e+]+ image/s, 00:00 left", lines[-1])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_quickly_done_is_not_worth_a_line(caplog):
+    caplog.set_level(logging.INFO, "simfast")
+    with Progress(total=5, initial=2, desc="read") as bar:
+        bar.update(2)
+    assert (bar.n, caplog.records) == (4, [])
+
+
+def test_each_line_of_a_log_file_has_its_time_and_the_terminal_none(tmp_path, capsys):
+    set_up_logging(tmp_path / "log.txt")
+    logging.getLogger("simfast").info("a table\nof two lines")
+    assert capsys.readouterr().out == "a table\nof two lines\n"
+    times, texts = zip(*(line.split(" ", 1) for line in (tmp_path / "log.txt").read_text().splitlines()), strict=True)
+    assert texts == ("a table", "of two lines")
+    assert all(datetime.fromisoformat(time).utcoffset() is not None for time in times)
+
+
+def ended(code):
+    """Exit status and standard error of a program whose reader has gone before it writes anything."""
+    program = f"{BEGIN}sys.stdin.read()\nwith quiet_pipe():\n" + "".join(f"    {line}\n" for line in code.splitlines())
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, "-c", program], text=True, env=buffered, **pipes)
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate("")
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("print('little')", id="what is still buffered at the end"),
+        pytest.param("print('much' * 9999)", id="in the middle"),
+        pytest.param("print('little')\nraise SystemExit(0)", id="before a good end"),
+        pytest.param("set_up_logging()\nlogging.getLogger('simfast').info('a line')", id="in the log"),
+        pytest.param(
+            "try:\n    print('much' * 9999)\nexcept OSError as error:\n    raise SystemExit(f'{error}') from None",
+            id="taken for another error",
+        ),
+    ],
+)
+def test_a_program_without_a_reader_ends_without_a_word(code):
+    assert ended(code) == (141, "")
+
+
+def test_an_error_of_another_kind_keeps_its_message_and_status_without_a_reader():
+    assert ended("print('little')\nraise SystemExit('a bad argument')") == (1, "a bad argument\n")
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    code = "import os\nwith quiet_pipe():\n    ends = os.pipe()\n    os.close(ends[0])\n    os.write(ends[1], b'x')\n"
+    done = subprocess.run([sys.executable, "-c", BEGIN + code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr

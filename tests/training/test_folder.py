@@ -1,0 +1,76 @@
+"""The folder of a run: never another one's, and none where a start comes to nothing."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from simfast.cli.commands import train
+from simfast.config import Config
+from simfast.models import checkpoint
+from simfast.training.folder import run_folder
+
+
+def everything(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+BAD_STARTS = {
+    "data": ["--source-root", "nowhere"],
+    "weights": ["--weights", "nowhere.pth"],
+    "pseudo labels": ["--stage", "2", "--pseudo-labels", "nowhere"],
+    "the first of two stages": ["--stage", "all", "--source-root", "nowhere"],
+    "step mode": ["--step-mode", "graph"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_STARTS.values(), ids=BAD_STARTS)
+def test_a_start_that_fails_leaves_nothing_behind(arguments, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in ([], ["--out", "new/run"]):
+        with pytest.raises(SystemExit):
+            train([*settings, *arguments, *out])
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", BAD_STARTS.values(), ids=BAD_STARTS)
+def test_a_start_that_fails_removes_nothing_that_was_there(arguments, settings, tmp_path):
+    (tmp_path / "settings.yaml").write_text("lr: 1")
+    (tmp_path / "tensorboard").mkdir()
+    before = everything(tmp_path)
+    with pytest.raises(SystemExit):
+        train([*settings, *arguments, "--out", str(tmp_path)])
+    assert everything(tmp_path) == before
+
+
+def test_a_second_stage_that_fails_to_start_leaves_the_first(settings, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("simfast.training.run.find_pseudo_labels", fail)
+    with pytest.raises(SystemExit, match="the disk is full"):
+        train([*settings, "--stage", "all", "--steps", "1", "--out", str(tmp_path / "run")])
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "stage1"}
+    assert checkpoint.load(tmp_path / "run" / "stage1" / "last.pt")["step"] == 1
+
+
+def test_an_error_after_a_step_keeps_the_folder(settings, tmp_path):
+    with pytest.raises(SystemExit, match="not finite at step"):
+        train([*settings, "--steps", "9", "--lr", "1e30", "--eval-every", "50", "--out", str(tmp_path / "run")])
+    assert {"log.txt", "config.yaml", "metrics.jsonl"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_runs_that_begin_at_the_same_moment_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    together = threading.Barrier(8)
+
+    def begin(_):
+        together.wait()
+        with run_folder(Config()) as folder:
+            return folder.path
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(begin, range(8)))
+    assert sorted(paths) == sorted(Path("runs").iterdir())
+    assert len(set(paths)) == 8
