@@ -78,7 +78,7 @@ inline Dtype unrounded_dtype(const char* what, ScalarType type, bool cuda) {
     return type == ScalarType::Float ? Dtype::f32 : Dtype::f64;
 }
 
-// What features are summed in.
+// What values of a dtype are summed in.
 inline ScalarType sum_type_of(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
 inline LabelMap label_map(const char* what, const Tensor& map) {

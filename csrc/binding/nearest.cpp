@@ -11,7 +11,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(simfast, m) {
 namespace {
 
 using namespace simfast::binding;
-using simfast::Dtype;
 
 std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes, Tensor bank,
                                                   std::optional<Tensor> starts, Tensor filled, int64_t max_rows) {
@@ -34,10 +33,9 @@ std::tuple<Tensor, Tensor, Tensor> nearest_l1_cpu(Tensor queries, Tensor classes
     classes = integers("nearest_l1: classes", classes, args.N);
     filled = integers("nearest_l1: filled", filled, args.K);
     if (starts.has_value()) starts = integers("nearest_l1: starts", *starts, args.K);
-    args.classes = in<int64_t>(classes), args.filled = in<int64_t>(filled),
+    args.classes = in<int64_t>(classes), args.filled = in<int64_t>(filled);
     args.starts = starts.has_value() ? in<int64_t>(*starts) : nullptr;
-    const bool wide = args.queries_dtype == Dtype::f64;
-    const Tensor distances = uninitialised(queries, {args.N}, wide ? ScalarType::Double : ScalarType::Float);
+    const Tensor distances = uninitialised(queries, {args.N}, sum_type_of(args.queries_dtype));
     const Tensor rows = uninitialised(queries, {args.N}, ScalarType::Long);
     const Tensor signs = uninitialised(queries, {args.N, args.D}, ScalarType::Char);
     args.distances = distances.mutable_data_ptr();
@@ -57,8 +55,7 @@ Tensor nearest_l1_backward_cpu(Tensor grad, Tensor rows, Tensor signs, ScalarTyp
     check(signs.dim() == 2 && signs.scalar_type() == ScalarType::Char,
           "nearest_l1_backward: signs must be int8 [N, D]");
     args.N = signs.size(0), args.D = signs.size(1);
-    const ScalarType sum_type = sum_type_of(args.queries_dtype);
-    check(grad.dim() == 1 && grad.size(0) == args.N && grad.scalar_type() == sum_type,
+    check(grad.dim() == 1 && grad.size(0) == args.N && grad.scalar_type() == sum_type_of(args.queries_dtype),
           "nearest_l1_backward: grad must be float32 [N] (float64 for float64 queries)");
     rows = integers("nearest_l1_backward: rows", rows, args.N);
     signs = torch::stable::contiguous(signs);
