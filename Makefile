@@ -16,10 +16,10 @@ TORCH ?= 2.11.0
 STUB := .venv-stub/$(TORCH)
 STUB_PIP := $(STUB)/bin/python -m pip install --quiet --disable-pip-version-check
 STUB_TESTS := \
-	tests/test_loader.py::test_evaluation_images_come_pinned \
-	tests/test_nearest.py::test_runs_without_a_sync_and_in_a_cuda_graph \
-	tests/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
-	'tests/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
+	tests/data/test_loader.py::test_evaluation_images_come_pinned \
+	tests/ops/test_nearest.py::test_runs_without_a_sync_and_in_a_cuda_graph \
+	tests/matching/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
+	'tests/ops/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
 
 .PHONY: install train test test-stub gpu-bundle clean
 

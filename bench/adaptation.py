@@ -23,13 +23,18 @@ import torch
 from matplotlib import pyplot as plt
 from tabulate import tabulate
 
-from simfast import ablate, checkpoint, report
+from simfast.analysis import ablate
+from simfast.analysis.diagnose import diagnosis_text
 from simfast.config import Config
 from simfast.data.loader import evaluation_loader
 from simfast.data.parts import open_part
-from simfast.diagnose import diagnosis_text
-from simfast.evaluate import evaluate
+from simfast.inference.evaluate import evaluate
+from simfast.models import checkpoint
 from simfast.models.restore import restore_model
+from simfast.report.figures import save_figure
+from simfast.report.metrics import read_metrics
+from simfast.report.panels import save_comparison, save_panel
+from simfast.runtime.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 FOLDER = RESULTS / "adaptation"
@@ -56,7 +61,7 @@ def main() -> None:
     if arguments.action == "diagnosis":
         found = json.loads(arguments.path.read_text())
         found["checkpoint"] = "/".join(Path(found["checkpoint"]).parts[-2:])
-        report.write_text(FOLDER / f"{arguments.name}.json", json.dumps(about | {"diagnosis": found}, indent=1) + "\n")
+        write_text(FOLDER / f"{arguments.name}.json", json.dumps(about | {"diagnosis": found}, indent=1) + "\n")
     else:
         collect(arguments.path, arguments.name, about, arguments.panel)
 
@@ -66,10 +71,10 @@ def collect(folder: Path, name: str, about: dict[str, str], panel: list[str]) ->
     rows = [row for row in json.loads((folder / "ablation.json").read_text()) if row["seeds"]]
     for row in rows:
         runs = [folder / f"{row['row'].replace(',', '-')}-seed{seed}" for seed in row["seeds"]]
-        metrics = [report.read_metrics(run / "metrics.jsonl") for run in runs]
+        metrics = [read_metrics(run / "metrics.jsonl") for run in runs]
         row["curves"] = [[(x["step"], x["miou"]) for x in rows if x["kind"] == "eval"] for rows in metrics]
         row["losses"] = [_means_of_tenths([x for x in rows if x["kind"] == "train"]) for rows in metrics]
-    report.write_text(FOLDER / f"{name}.json", json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    write_text(FOLDER / f"{name}.json", json.dumps(about | {"rows": rows}, indent=1) + "\n")
     if panel:
         runs = {row["row"]: folder / f"{row['row'].replace(',', '-')}-seed{row['seeds'][0]}" for row in rows}
         save_predictions(FOLDER / f"{name}-panel.png", {title: runs[title] for title in panel})
@@ -98,8 +103,8 @@ def save_predictions(path: Path, runs: dict[str, Path], pictures: int = 4) -> No
         cpu = torch.device("cpu")
         _, shown = evaluate(restored.model, batches, part.class_ids, restored.convention, cpu, pictures)
         panels[title] = run / "shown.png"
-        report.save_panel(panels[title], shown)
-    report.save_comparison(path, panels, with_data=False)
+        save_panel(panels[title], shown)
+    save_comparison(path, panels, with_data=False)
 
 
 def write_page() -> None:
@@ -109,7 +114,7 @@ def write_page() -> None:
         result = json.loads(path.read_text())
         parts += [f"## {result['title']}", f"```\n{result['command']}\n```"]
         parts += _runs(path.stem, result["rows"]) if "rows" in result else _diagnosis(result["diagnosis"])
-    report.write_text(RESULTS / "adaptation.md", "\n\n".join(parts) + "\n")
+    write_text(RESULTS / "adaptation.md", "\n\n".join(parts) + "\n")
 
 
 def _runs(name: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -158,7 +163,7 @@ def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set(xlabel="step", ylabel="mIoU on the part to choose on, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    report.save_figure(figure, path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training step as a plain loop writes it, in the manner of the released code: what simfast.step replaces.
+"""A training step as a plain loop writes it, in the manner of the released code: what simfast.training.step replaces.
 
 float32, no autocast, contiguous images; logits upsampled as a whole, softmax where it is needed; matching mask by mask
 (bench/plain_matching.py); optimisers in their default form; every loss read back for the progress bar.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.plain_matching import PlainMatching
 from simfast.config import Config
 from simfast.models import normalise
-from simfast.step import poly
+from simfast.training.step import poly
 
 
 class PlainStep:

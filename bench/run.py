@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bench import rows
-from simfast.environment import cpu_name, git
+from simfast.runtime.environment import cpu_name, git
 
 ROOT = Path(__file__).parents[1]
 BENCHES = ("components", "regions", "segment_mean", "nearest", "matching", "step", "data")

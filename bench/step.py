@@ -30,8 +30,8 @@ from bench.timing import judge
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, deeplab_v2
-from simfast.step import Trainer
 from simfast.testing import DEVICES, STUFF, THINGS, determinism, smooth_labels
+from simfast.training.step import Trainer
 
 # By how much a loss may differ from the plain loop's in the first steps. A GPU's fp32 convolutions are TF32. Where an
 # arg-max differs, so does the region that is matched.

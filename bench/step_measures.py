@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from simfast.testing import Calls
 
 if TYPE_CHECKING:  # it needs what opens pictures; the smoke of the ops does not
-    from simfast.step import Trainer
+    from simfast.training.step import Trainer
 
 STEPS = {"cuda": 10, "cpu": 3}  # of a sample
 SAMPLES = {"cuda": 3, "cpu": 5}

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OPS = ["components", "regions", "segment_mean", "nearest", "matching_ops", "matching_fused", "upsampled"]
+FILES = [
+    *(f"tests/ops/test_{op}.py" for op in ("components", "regions", "segment_mean", "nearest", "matching_ops")),
+    *("tests/matching/test_matching_fused.py", "tests/models/test_upsampled.py"),
+]
 OTHERS = [
     *("cc3d", "skimage", "hypothesis", "scipy", "pydantic", "tyro", "PIL", "cv2", "yaml", "tqdm", "tabulate"),
     *("tensorboard", "matplotlib", "torchmetrics", "cityscapesscripts", "pybind11", "pytest_benchmark", "torchvision"),
@@ -29,8 +32,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 def gpu_cases(refused: list[str]) -> list[str]:
     """The cases marked `gpu` of the ops' tests, as pytest collects them where the `refused` packages are missing."""
     options = ["--collect-only", "--continue-on-collection-errors", "-m", "gpu", "-p", "no:cacheprovider"]
-    files = [f"tests/test_{name}.py" for name in OPS]
-    command = [sys.executable, "-c", RUN, ",".join(refused), *options, *files]
+    command = [sys.executable, "-c", RUN, ",".join(refused), *options, *FILES]
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith("ERROR")]
@@ -38,5 +40,5 @@ def gpu_cases(refused: list[str]) -> list[str]:
 
 def test_gpu_cases_are_the_same_without_other_packages():
     wanted = gpu_cases([])
-    assert {case.split("::")[0] for case in wanted} == {f"tests/test_{name}.py" for name in OPS}
+    assert {case.split("::")[0] for case in wanted} == {*FILES}
     assert gpu_cases(OTHERS) == wanted

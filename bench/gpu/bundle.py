@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 from bench.gpu.variants import BUNDLE, ROOT, VARIANTS
-from simfast.environment import git
+from simfast.runtime.environment import git
 
 ARCHITECTURE = "90"
 

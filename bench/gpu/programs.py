@@ -20,9 +20,9 @@ from bench.timing import needs
 
 ROOT = Path(__file__).parents[2]
 # The tests that decide come first: a captured step against an eager one, then the ops, then everything else.
-STEP_TESTS = ("tests/test_step_modes.py", "tests/test_matching_fused.py")
-OPS = ("components", "regions", "segment_mean", "nearest", "matching_ops", "upsampled")
-OPS_TESTS = tuple(f"tests/test_{op}.py" for op in OPS)
+STEP_TESTS = ("tests/training/test_step_modes.py", "tests/matching/test_matching_fused.py")
+OPS = ("components", "regions", "segment_mean", "nearest", "matching_ops")
+OPS_TESTS = (*(f"tests/ops/test_{op}.py" for op in OPS), "tests/models/test_upsampled.py")
 # Benches, and which of their cases.
 PEERS = dict.fromkeys(("components", "regions", "segment_mean", "matching"), "bench") | {
     "nearest": "not tiles",
@@ -66,7 +66,7 @@ def tests(part: Part, files: tuple[str, ...], select: str) -> None:
 def other_tests() -> tuple[str, ...]:
     """Every other file with a test that needs a GPU: one that takes its marks from simfast.testing."""
     marks = re.compile(r"from simfast\.testing import [^)]*?\b(needs_gpu|DEVICES|GPU)\b")
-    files = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "tests").glob("test_*.py") if marks.search(f.read_text()))
+    files = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "tests").rglob("test_*.py") if marks.search(f.read_text()))
     return tuple(f for f in files if f not in STEP_TESTS + OPS_TESTS)
 
 

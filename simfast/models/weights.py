@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from simfast import checkpoint
-from simfast.checkpoint import FORMAT
+from simfast.models import checkpoint
+from simfast.models.checkpoint import FORMAT
 from simfast.models.deeplab import VGG16_FC6_FC7, DeepLabV2
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-
-MAP_DTYPES = frozenset((torch.uint8, torch.int16, torch.int32, torch.int64))
+from simfast.ops.checks import check_connectivity, check_map
 
 
 def connected_components(labels: Tensor, connectivity: int = 8, background: int = 255) -> tuple[Tensor, Tensor]:
@@ -34,27 +33,6 @@ def connected_components(labels: Tensor, connectivity: int = 8, background: int 
     check_connectivity("connected_components", connectivity)
     library.require("connected_components", labels.device)
     return torch.ops.simfast.connected_components.default(labels, connectivity, background)
-
-
-def check_map(op: str, name: str, x: Tensor) -> None:
-    """Raises unless x is what every op takes for a map of labels or segments."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in MAP_DTYPES:
-        raise TypeError(f"{op}: {name} must be uint8, int16, int32 or int64 [B, H, W], {came(x)}")
-    if x.ndim != 3 or x.numel() == 0:
-        raise ValueError(f"{op}: {name} must be a non-empty integer [B, H, W], {came(x)}")
-    if x.shape[1] * x.shape[2] >= 2**31:
-        raise ValueError(f"{op}: {name} must have less than 2^31 pixels an image, {came(x)}")
-
-
-def check_connectivity(op: str, connectivity: int) -> None:
-    if connectivity not in (4, 8):
-        raise ValueError(f"{op}: connectivity must be 4 or 8, got {connectivity}")
-
-
-def came(x: Tensor) -> str:
-    return f"got {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
 
 
 if library.available():

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.components import came
+from simfast.ops.checks import came
 
 DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
 

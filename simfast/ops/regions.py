@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.components import check_connectivity, check_map
+from simfast.ops.checks import check_connectivity, check_map
 
 MAX_CLASSES = 64  # kMaxClasses of csrc/kernels.h: the class ids travel inside the kernel's arguments
 

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.components import came, check_map
-
-FEATURE_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
+from simfast.ops.checks import FEATURE_DTYPES, came, check_map
 
 
 def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tensor:

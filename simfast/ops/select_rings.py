@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.components import came
-from simfast.ops.segment_mean import FEATURE_DTYPES
+from simfast.ops.checks import FEATURE_DTYPES, came
 
 
 def select_rings(

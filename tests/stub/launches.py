@@ -24,14 +24,14 @@ import torch
 from stub_steps import MODES, PRECISIONS, SETTINGS, case_name, numbers, steady_step, step_of
 
 from simfast.config import Config
-from simfast.environment import git
-from simfast.evaluate import evaluate
+from simfast.inference.evaluate import evaluate
+from simfast.inference.pseudo_labels import make_pseudo_labels
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
 from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
-from simfast.pseudo_labels import make_pseudo_labels
-from simfast.step import Trainer
+from simfast.runtime.environment import git
 from simfast.testing import STUFF, THINGS, determinism, smooth_labels
+from simfast.training.step import Trainer
 
 BOUNDS = Path(__file__).with_name("bounds.json")
 CUDA = torch.device("cuda")

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_step_modes import batches, make_trainer
 
 from simfast.matching import StuffInstanceMatching
-from simfast.step import Trainer
 from simfast.testing import STUFF, THINGS, determinism
+from simfast.training.step import Trainer
 
 STAGE_2 = {"stage": 2, "pseudo_labels": "x"}
 FDA = {"transfer": "fda", "fda_beta": 0.1}

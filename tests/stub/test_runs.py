@@ -8,12 +8,12 @@ import stub_gpu
 import torch
 from stub_steps import batches, small_trainer
 
-import train
-from simfast import checkpoint
-from simfast.capture import CannotCapture
-from simfast.cli import parse
-from simfast.evaluate import Scores, evaluate
+from simfast.cli.commands import train
+from simfast.cli.parse import parse
+from simfast.inference.evaluate import Scores, evaluate
+from simfast.models import checkpoint
 from simfast.testing import determinism
+from simfast.training.capture import CannotCapture
 
 CUDA = torch.device("cuda")
 
@@ -70,7 +70,7 @@ def test_batches_are_copied_from_pinned_memory_on_a_stream_beside_the_step_s(wor
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_both_stages_with_everything_run_as_graphs(precision, arguments, tmp_path, seen):
     more = ["--stage", "all", "--self-training", "online", "--transfer", "fda", "--precision", precision]
-    results = train.main([*arguments, *more, "--steps", "5", "--workers", "2"])
+    results = train([*arguments, *more, "--steps", "5", "--workers", "2"])
     assert [results[stage]["step"] for stage in ("stage1", "stage2")] == [5, 5]
     found = seen()
     assert found.violations == []
@@ -81,19 +81,19 @@ def test_both_stages_with_everything_run_as_graphs(precision, arguments, tmp_pat
 
 
 def test_a_resumed_run_is_a_graph_again(arguments, tmp_path, seen):
-    train.main([*arguments, "--steps", "2"])
+    train([*arguments, "--steps", "2"])
     stub_gpu.reset()
-    train.main(["--resume", str(tmp_path / "run"), "--steps", "5"])
+    train(["--resume", str(tmp_path / "run"), "--steps", "5"])
     assert seen().total("graph") == 3
     assert seen().violations == []
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 5
 
 
 def test_a_step_of_a_run_reads_nothing_between_two_logs(arguments, seen):
-    train.main([*arguments, "--steps", "6", "--eval-every", "6", "--log-every", "6"])
+    train([*arguments, "--steps", "6", "--eval-every", "6", "--log-every", "6"])
     few = seen().total("sync")
     stub_gpu.reset()
-    train.main([*arguments[:-1], arguments[-1] + "-longer", "--steps", "12", "--eval-every", "12", "--log-every", "12"])
+    train([*arguments[:-1], arguments[-1] + "-longer", "--steps", "12", "--eval-every", "12", "--log-every", "12"])
     assert seen().total("sync") == few
 
 
@@ -128,7 +128,7 @@ def test_a_failed_capture_says_what_failed_first(failing_capture):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_on_the_cpu_makes_no_cuda_context(workers, settings, tmp_path):
-    code = "import sys, stub_gpu, train; train.main(sys.argv[1:]); print('context:', stub_gpu.seen().context)"
+    code = "import sys, stub_gpu, train; train(sys.argv[1:]); print('context:', stub_gpu.seen().context)"
     command = [*settings, "--device", "cpu", "--steps", "2", "--workers", workers, "--out", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "context: None"

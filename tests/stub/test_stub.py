@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from stub_steps import batches, make_trainer
 
-from simfast.capture import CannotCapture
-from simfast.step import Trainer
 from simfast.testing import determinism
+from simfast.training.capture import CannotCapture
+from simfast.training.step import Trainer
 
 RUNTIME = ctypes.CDLL(None)
 

@@ -1,0 +1,5 @@
+"""`python -m simfast` is the command `simfast`."""
+
+from simfast.cli.commands import main
+
+main()

@@ -1,0 +1,210 @@
+"""Label maps of a user's own pictures: train ids, colours, and an overlay, each at its picture's own size."""
+
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from tqdm import tqdm
+
+from simfast.data.classes import LABEL_IDS, PALETTE
+from simfast.data.dataset import IMAGE_SUFFIXES
+from simfast.inference.evaluate import full_size_labels
+from simfast.models.weights import normalise
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff")
+SMALLEST_SIDE = 32
+KINDS = ("labels", "colour", "overlay")
+
+
+class Skipped(NamedTuple):
+    """A picture that could not be read, and why."""
+
+    path: Path
+    reason: str
+
+
+def network_size(size: tuple[int, int], target_size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height to give the network for a picture of `size`: the area of `target_size`, in the picture's own
+    aspect ratio, rounded to whole pixels; 2048x1024 becomes 1024x512. No side is under 32."""
+    area = target_size[0] * target_size[1]
+    width = math.sqrt(area * size[0] / size[1])
+    # Of a picture longer than that allows, the long side shrinks instead of the area growing.
+    width = min(max(width, SMALLEST_SIDE), area / SMALLEST_SIDE)
+    return max(round(width), SMALLEST_SIDE), max(round(area / width), SMALLEST_SIDE)
+
+
+def predict(
+    model: nn.Module,
+    convention: str,
+    inputs: Path | Sequence[Path],
+    out: Path,
+    *,
+    target_size: tuple[int, int] = (1024, 512),
+    size: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+    label_ids: bool = False,
+    workers: int = 4,
+) -> list[Skipped]:
+    """Writes OUT/labels/NAME.png (8-bit ids), OUT/colour/NAME.png (Cityscapes' palette) and OUT/overlay/NAME.png (half
+    picture, half colours), all of the picture's own size. A file of that name is replaced whole or not at all.
+
+    Pictures may have any mode: transparency is ignored, of 16-bit grey the high byte counts, and one that is stored
+    sideways (EXIF) is turned upright. The rest is as `simfast.evaluate.evaluate` does it.
+
+    Args:
+        model: images -> (features, logits), on device; put into eval mode, and back as it was.
+        convention: the input the network expects, "bgr" or "rgb".
+        inputs: pictures, and folders that are searched with their sub-folders, which the output keeps; hidden files
+            and this function's own output in OUT are passed over.
+        out: the folder to write to.
+        target_size: width and height of target images in training; its area is what the network is given.
+        size: width and height that the network is given instead.
+        device: where to compute.
+        label_ids: write Cityscapes label ids, as its benchmark server expects, instead of train ids.
+        workers: threads that read and write.
+
+    Returns:
+        the pictures that could not be read; all others are written.
+
+    Raises:
+        ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two
+            inputs with one output, an output that is an input, a size under 32; later: logits that are not finite.
+        OSError: an output cannot be written.
+    """
+    if size is not None and min(size) < SMALLEST_SIDE:
+        raise ValueError(f"size: must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}, got {size}")
+    names = _output_names([inputs] if isinstance(inputs, str | Path) else inputs, Path(out))
+    skipped: list[Skipped] = []
+
+    def read(path: Path) -> tuple[Path, Image.Image, Image.Image] | Skipped:
+        try:
+            photo = _read_photo(path)
+        except Exception as error:  # Pillow's decoders raise whatever they meet
+            return Skipped(path, f"{type(error).__name__}: {error}")
+        return path, photo, photo.resize(size or network_size(photo.size, target_size), Image.Resampling.BICUBIC)
+
+    def labelled(pictures: Iterable) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
+        for picture in pictures:
+            if isinstance(picture, Skipped):
+                log.warning("skipped %s: %s", *picture)
+                skipped.append(picture)
+                bar.update()
+            else:
+                path, photo, image = picture
+                yield path, photo, _labels(model, convention, image, photo.size[::-1], device, path)
+
+    def write(prediction: tuple[Path, Image.Image, np.ndarray]) -> None:
+        path, photo, labels = prediction
+        _write(Path(out), names[path], photo, labels, label_ids)
+
+    was_training = model.training
+    model.eval()
+    try:
+        bar = tqdm(total=len(names), desc="predict", unit="image", dynamic_ncols=True)
+        with bar, ThreadPoolExecutor(workers) as pool:
+            for _ in _ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers):
+                bar.update()
+    finally:
+        model.train(was_training)
+    log.info("%d pictures labelled in %s, %d skipped", len(names) - len(skipped), out, len(skipped))
+    return skipped
+
+
+def _output_names(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
+    """The output's name under each of OUT/labels, OUT/colour and OUT/overlay, by input."""
+    names: dict[Path, Path] = {}
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = {path: path.relative_to(given).with_suffix(".png") for path in _pictures(given, out)}
+            if not found:
+                raise ValueError(f"{given}: must hold a picture ({' '.join(SUFFIXES)}), got none")
+            names |= found
+        elif given.is_file():
+            names[given] = Path(given.name).with_suffix(".png")
+        else:
+            raise ValueError(f"{given}: must be a picture or a folder of pictures, got nothing there")
+    if not names:
+        raise ValueError("inputs: must name a picture or a folder of pictures, got none")
+    first: dict[Path, Path] = {}
+    for path, name in names.items():
+        if name in first:
+            raise ValueError(f"{path}: must have an output of its own, got {name} for {first[name]} too")
+        first[name] = path
+    written = {(out / kind / name).resolve() for name in first for kind in KINDS}
+    for path in names:
+        if path.resolve() in written:
+            raise ValueError(f"{path}: is an input that would be overwritten by an output; choose another folder")
+    return names
+
+
+def _pictures(folder: Path, out: Path) -> list[Path]:
+    own = {(out / kind).resolve() for kind in KINDS}
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if f[0] != "." and (Path(root) / f).resolve() not in own)
+        found += [Path(root) / f for f in sorted(files) if f[0] != "." and f.lower().endswith(SUFFIXES)]
+    return found
+
+
+def _read_photo(path: Path) -> Image.Image:
+    with Image.open(path) as stored:
+        picture = ImageOps.exif_transpose(stored)
+    if picture.mode.startswith("I"):  # Pillow would clip these to 255, where it takes the high byte of 16-bit colours
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey values must be in 0-65535, got {values.min()} to {values.max()}")
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+    elif picture.mode == "F":
+        raise ValueError("a picture must have whole numbers, got floats")
+    return picture.convert("RGB")
+
+
+@torch.no_grad()
+def _labels(model, convention: str, image: Image.Image, size: tuple[int, int], device, path: Path) -> np.ndarray:
+    planes = torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+    _, logits = model(normalise(planes[None].to(device), convention))
+    if not logits.isfinite().all():
+        raise ValueError(f"predict: logits must be finite, got NaN or infinity for {path}")
+    return full_size_labels(logits[0], size).cpu().numpy()
+
+
+def _write(out: Path, name: Path, photo: Image.Image, labels: np.ndarray, label_ids: bool) -> None:
+    colours = Image.fromarray(labels)
+    colours.putpalette(PALETTE.tobytes())
+    ids = np.array(LABEL_IDS, np.uint8)[labels] if label_ids else labels
+    pictures = dict(
+        zip(KINDS, (Image.fromarray(ids), colours, Image.blend(photo, colours.convert("RGB"), 0.5)), strict=True)
+    )
+    finals = {kind: out / kind / name for kind in KINDS}
+    parts = {kind: path.with_name(path.name + ".part") for kind, path in finals.items()}
+    try:
+        for kind, picture in pictures.items():
+            parts[kind].parent.mkdir(parents=True, exist_ok=True)
+            picture.save(parts[kind], format="PNG")
+        for kind, path in finals.items():
+            os.replace(parts[kind], path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def _ahead(pool: Executor, function: Callable[[Any], Any], items: Iterable, depth: int) -> Iterator:
+    """function(item) of each item, in order; at most `depth` of them are computed or wait at a time."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

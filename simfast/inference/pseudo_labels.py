@@ -1,0 +1,306 @@
+"""Pseudo labels of a whole data set (Eq. 9, section 6.2), in memory that does not grow with the number of images.
+
+Two passes: the first counts the confidences of each class in bins, from which the thresholds come; the second writes
+the label maps. Letters: H W pixels of an image, K classes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
+
+from simfast.data.classes import CLASS_NAMES, IGNORE, NUM_CLASSES
+from simfast.data.loader import evaluation_loader
+from simfast.models import checkpoint
+from simfast.models.upsampled import upsample
+from simfast.models.weights import normalise
+from simfast.runtime.files import write_text
+
+log = logging.getLogger("simfast")
+
+BINS = 2**16
+"""Of the confidence, over [0, 1]. Medians are taken from the lower edges: less than 1 / BINS under the exact ones."""
+SOFTMAX_AT = ("labels", "features")
+THRESHOLDS_FILE = "thresholds.json"
+PROGRESS_FILE = ".progress.pt"
+
+
+@torch.no_grad()
+def make_pseudo_labels(
+    model: nn.Module,
+    dataset: Dataset,
+    out: Path,
+    convention: str,
+    device: torch.device,
+    *,
+    num_classes: int = NUM_CLASSES,
+    softmax_at: str = "labels",
+    cap: float = 0.9,
+    workers: int = 0,
+    save_every: int = 200,
+    info: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Write the pseudo label of every image to OUT/NAME.png, and how they came about to OUT/thresholds.json.
+
+    label = arg-max and confidence = max of the softmax, at the size of the images. A class's threshold is the median of
+    its confidences over the whole set (np.median's, less at most 1 / BINS), but at most `cap`. A pixel under the
+    threshold of its class becomes 255; one that equals it, in float32, is kept.
+
+    However it ended, the same call goes on from there; after a kill -9, at most `save_every` images are counted again.
+    thresholds.json is written last: where it is, the set is complete, and the same call only reads it.
+
+    Args:
+        model: images -> (features, logits), on `device`; put into eval mode, and back as it was.
+        dataset: with len(), `names`, and items (image uint8 [3, H, W] of one size, anything, name).
+        out: folder to write to, made if need be.
+        convention: the input the network expects, "bgr" or "rgb".
+        device: where to compute.
+        num_classes: K of the network.
+        softmax_at: "labels": of the upsampled logits (Eq. 9); "features": at stride 8, then upsampled (released code).
+        cap: the highest threshold, in (0, 1].
+        workers: processes that read ahead; 0 reads in this one.
+        save_every: images of the first pass between two saves.
+        info: JSON values to keep in thresholds.json, such as the checkpoint's path and step.
+        stop: asked before each image; True saves and returns.
+
+    Returns:
+        What thresholds.json holds: images, size [W, H], softmax_at, cap, info, fingerprint, and classes: by name,
+        threshold and median (None without a pixel), predicted_pixels, kept_pixels, kept_fraction (None). Or None where
+        `stop` said so.
+
+    Raises:
+        ValueError: an argument outside the sets above; logits of another K, or NaN; images of several sizes; `out`
+            holds the labels of another network, data set or options, or maps that are not known to be ours; or what the
+            data set raises.
+    """
+    if softmax_at not in SOFTMAX_AT:
+        raise ValueError(f"softmax_at: must be one of {', '.join(SOFTMAX_AT)}, got {softmax_at!r}")
+    if not 0 < cap <= 1:
+        raise ValueError(f"cap: must be in (0, 1], got {cap}")
+    if not 2 <= num_classes <= IGNORE:
+        raise ValueError(f"num_classes: must be from 2 to {IGNORE}, got {num_classes}")
+    if len(dataset) == 0:
+        raise ValueError("dataset: must have an image, got none")
+    info = json.loads(json.dumps(info or {}))  # what JSON cannot hold shows now, not after the work
+    work = _Work(model, dataset, Path(out), convention, device, num_classes, softmax_at, workers, stop)
+    fingerprint = _fingerprint(model, dataset.names, (convention, num_classes, softmax_at, cap, BINS, work.size))
+    if finished := _finished(work.out, dataset.names, fingerprint):
+        return finished
+
+    histogram = _begin(work.out, dataset.names, fingerprint)
+    if histogram is None:
+        histogram = torch.zeros(num_classes * BINS + 1, dtype=torch.int64)
+    was_training = model.training
+    model.eval()
+    try:
+        predicted = work.count(histogram.to(device), fingerprint, save_every)
+        medians = None if predicted is None else [_median(counts) for counts in predicted]
+        kept = None if medians is None else work.write([m if m is None else min(m, cap) for m in medians])
+    finally:
+        model.train(was_training)
+    if kept is None:
+        return None
+    height, width = work.size
+    result = {"images": len(dataset), "size": [width, height], "softmax_at": softmax_at, "cap": cap, "info": info}
+    result |= {"fingerprint": fingerprint, "classes": {}}
+    for c, median in enumerate(medians):
+        total = int(predicted[c].sum())
+        result["classes"][CLASS_NAMES[c] if num_classes == NUM_CLASSES else str(c)] = {
+            "threshold": None if median is None else min(median, cap),
+            "median": median,
+            "predicted_pixels": total,
+            "kept_pixels": int(kept[c]),
+            "kept_fraction": int(kept[c]) / total if total else None,
+        }
+    write_text(work.out / THRESHOLDS_FILE, json.dumps(result, indent=1) + "\n")
+    (work.out / PROGRESS_FILE).unlink()
+    return result
+
+
+class _Work:
+    """The two passes over one data set."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        out: Path,
+        convention: str,
+        device: torch.device,
+        num_classes: int,
+        softmax_at: str,
+        workers: int,
+        stop: Callable[[], bool],
+    ):
+        self.model, self.dataset, self.out, self.convention, self.device = model, dataset, out, convention, device
+        self.num_classes, self.softmax_at, self.workers, self.stop = num_classes, softmax_at, workers, stop
+        self.size = tuple(dataset[0][0].shape[1:])
+
+    def count(self, histogram: Tensor, fingerprint: str, save_every: int) -> np.ndarray | None:
+        """First pass: the images that `histogram` does not hold yet are added to it.
+
+        Args:
+            histogram: int64 [K * BINS + 1], pixels by class and confidence, last those that are NaN; changed.
+
+        Returns:
+            int64 [K, BINS], or None where it was stopped.
+        """
+
+        def save() -> None:
+            checkpoint.save(self.out / PROGRESS_FILE, {"fingerprint": fingerprint, "histogram": histogram.cpu()})
+
+        first = int(histogram.sum()) // (self.size[0] * self.size[1])
+        ones = torch.ones(self.size, dtype=torch.int64, device=self.device).flatten()
+        try:
+            for done, (images, name) in enumerate(self._read(range(first, len(self.dataset)), "thresholds"), 1):
+                if self.stop():
+                    return None
+                confidence, labels = self._predict(images, name)
+                # 1 belongs to the last bin. BINS is a power of 2, so the product is exact.
+                bins = (confidence * BINS).long().clamp(0, BINS - 1)
+                index = torch.where(confidence.isnan(), len(histogram) - 1, labels * BINS + bins)
+                # The position is the sum of the counts: nothing can come between an image and its being counted.
+                histogram.scatter_add_(0, index.flatten(), ones)
+                if done % save_every == 0:
+                    save()
+        finally:
+            save()
+        counts = histogram.cpu().numpy()
+        if counts[-1]:
+            raise ValueError(f"model: logits must be numbers, got NaN at {counts[-1]} pixels of the data set")
+        return counts[:-1].reshape(self.num_classes, BINS)
+
+    def write(self, thresholds: Sequence[float | None]) -> np.ndarray | None:
+        """Second pass: the maps that are not there yet. Kept pixels by class, int64, or None where it was stopped."""
+        height, width = self.size
+        kept, missing = np.zeros(256, np.int64), []
+        for i, name in enumerate(self.dataset.names):
+            label = _read_map(_map_path(self.out, name), (width, height))
+            if label is None:
+                missing.append(i)
+            else:
+                kept += np.bincount(label.ravel(), minlength=256)
+        # A class that the first pass did not see is not kept either.
+        limits = torch.tensor([np.inf if t is None else t for t in thresholds], dtype=torch.float32).to(self.device)
+        for images, name in self._read(missing, "maps"):
+            if self.stop():
+                return None
+            confidence, labels = self._predict(images, name)
+            label = torch.where(confidence >= limits[labels], labels, IGNORE)[0].byte().cpu().numpy()
+            path = _map_path(self.out, name)
+            temporary = path.with_name(path.name + ".part")
+            Image.fromarray(label).save(temporary, format="PNG")
+            os.replace(temporary, path)
+            kept += np.bincount(label.ravel(), minlength=256)
+        return kept
+
+    def _predict(self, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Confidence, float32, and label, int64, both [1, H, W], of one image [1, 3, H, W]."""
+        if images.shape[2:] != self.size:
+            raise ValueError(f"{name}: must have the first image's size (H, W) {self.size}, got {images.shape[2:]}")
+        _, logits = self.model(normalise(images.to(self.device, non_blocking=True), self.convention))
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(f"num_classes: must be the network's {logits.shape[1]}, got {self.num_classes}")
+        if self.softmax_at == "features":
+            return upsample(F.softmax(logits.float(), 1), self.size).max(1)
+        return F.softmax(upsample(logits.float(), self.size), 1).max(1)
+
+    def _read(self, places: Sequence[int], what: str) -> Iterator[tuple[Tensor, str]]:
+        """Some items of the data set, one by one, behind a bar that counts all of them."""
+        num = len(self.dataset)
+        bar = tqdm(
+            evaluation_loader(Subset(self.dataset, places), 1, self.workers, self.device),
+            desc=f"pseudo labels: {what}",
+            unit="image",
+            initial=num - len(places),
+            total=num,
+            dynamic_ncols=True,
+            leave=False,
+        )
+        for images, _, (name,) in bar:
+            yield images, name
+
+
+def _median(counts: np.ndarray) -> float | None:
+    """np.median of values counted in bins [BINS], each taken as its bin's lower edge; None of no value."""
+    below = counts.cumsum()
+    middle = [(below[-1] - 1) // 2, below[-1] // 2]
+    return float(np.searchsorted(below, middle, side="right").mean() / BINS) if below[-1] else None
+
+
+def _finished(out: Path, names: Sequence[str], fingerprint: str) -> dict[str, Any] | None:
+    """What a complete set says of itself; None where there is none."""
+    path = out / THRESHOLDS_FILE
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        theirs = result["fingerprint"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: must be what pseudo labels come with, got {error!r}") from error
+    if theirs != fingerprint:
+        raise ValueError(
+            f"{path}: must be of this network, data set and options, got another's; remove {out} to make them anew"
+        )
+    for name in names:
+        if not _map_path(out, name).is_file():
+            raise ValueError(f"{_map_path(out, name)}: must be there, as {path} says, got nothing; remove {out}")
+    (out / PROGRESS_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _begin(out: Path, names: Sequence[str], fingerprint: str) -> Tensor | None:
+    """The histogram to go on with; None, and no map is left, to begin at the first image."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / PROGRESS_FILE
+    maps = [p for p in (_map_path(out, name) for name in names) if p.exists()]
+    if not path.exists():
+        if maps:
+            raise ValueError(f"{maps[0]}: must not be there before its pseudo label is made; name another folder")
+        return None
+    try:
+        state = checkpoint.load(path)
+        if state["fingerprint"] == fingerprint:
+            log.info("%s: going on where an earlier run stopped", out)
+            return state["histogram"]
+        reason = "it is of another network, data set or options"
+    except (ValueError, KeyError) as error:
+        reason = str(error)
+    log.warning("%s: beginning anew, what an earlier run left is of no use: %s", out, reason)
+    for p in (*maps, path):  # in this order: without path, maps would not be known to be ours
+        p.unlink()
+    return None
+
+
+def _fingerprint(model: nn.Module, names: Sequence[str], options: tuple) -> str:
+    """Changes with the network's layers and weights, the names of the images and the options."""
+    digest = hashlib.sha256(repr((str(model), list(names), options)).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _map_path(out: Path, name: str) -> Path:
+    return out / f"{name}.png"
+
+
+def _read_map(path: Path, size: tuple[int, int]) -> np.ndarray | None:
+    """A label map that an earlier run wrote; None where there is none, or it is not whole."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture) if (picture.mode, picture.size) == ("L", size) else None
+    except Exception:  # Pillow's decoders raise whatever they meet
+        return None

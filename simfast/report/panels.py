@@ -1,0 +1,61 @@
+"""Pictures of predictions beside image and truth, of one run and of several."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from simfast.data.classes import colourise
+from simfast.report.figures import plt, save_figure
+
+PANEL_WIDTH = 1024
+"""The most pixels that a picture in a panel is wide: at Cityscapes' 2048, a panel is 25 million pixels."""
+
+
+def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """A picture of image, prediction and truth side by side, one row each; unlabelled pixels of the truth are black.
+
+    All have the size of the smallest label map, but at most `PANEL_WIDTH` in width.
+
+    Args:
+        path: the PNG to write.
+        pictures: (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU.
+    """
+    height, width = (min(label.shape[axis] for _, _, label in pictures) for axis in (0, 1))
+    size = min(width, PANEL_WIDTH), round(height * min(1, PANEL_WIDTH / width))
+    rows = []
+    for image, predicted, label in pictures:
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
+        maps = (
+            Image.fromarray(colourise(x.numpy())).resize(size, Image.Resampling.NEAREST) for x in (predicted, label)
+        )
+        rows.append(np.concatenate([np.asarray(tile) for tile in (photo, *maps)], 1))
+    temporary = path.with_name(path.name + ".part")
+    Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def save_comparison(path: Path, panels: dict[str, Path], *, with_data: bool = True) -> None:
+    """The predictions of several runs side by side, from their `save_panel` pictures of the same images.
+
+    Args:
+        path: the PNG to write.
+        panels: picture of each run by its title.
+        with_data: whether the images and the truth stand beside them; False where the data may not be passed on.
+    """
+    thirds = {title: np.split(np.asarray(Image.open(panel)), 3, axis=1) for title, panel in panels.items()}
+    columns = {title: predicted for title, (_, predicted, _) in thirds.items()}
+    if with_data:
+        images, _, truth = next(iter(thirds.values()))
+        columns = {"image": images} | columns | {"truth": truth}
+    height, width = next(iter(columns.values())).shape[:2]
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(2.4 * len(columns), 2.4 * height / width + 0.3), layout="constrained", squeeze=False
+    )
+    for axis, (title, column) in zip(axes[0], columns.items(), strict=True):
+        axis.imshow(column)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    save_figure(figure, path)

@@ -1,0 +1,1 @@
+"""The machine around a run: processes, terminal, files, versions."""

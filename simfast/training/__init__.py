@@ -1,0 +1,1 @@
+"""A training run: its story, its step, and what they are made of."""

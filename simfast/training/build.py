@@ -1,0 +1,57 @@
+"""The networks of a run, put together as its settings say."""
+
+import logging
+from typing import Any
+
+import torch
+
+from simfast.config import Config
+from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
+from simfast.matching import StuffInstanceMatching
+from simfast.models.deeplab import deeplab_v2
+from simfast.models.discriminator import Discriminator
+from simfast.models.weights import load_weights
+from simfast.runtime import distributed
+from simfast.training.step import Trainer, resolve_precision
+
+log = logging.getLogger("simfast")
+
+
+def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:
+    """The networks that the method needs with their optimisers, from initial weights or from a checkpoint."""
+    model = deeplab_v2(config.arch, NUM_CLASSES, config.head_dilations, config.batch_norm)
+    convention = None if config.convention == "auto" else config.convention
+    if config.weights and not resumed:
+        convention = load_weights(model, config.weights, convention).convention
+    elif not resumed and not config.preset.startswith("streets") and config.preset != "auto":
+        # Those presets have the paper's rates, which are for a pretrained backbone.
+        log.warning(
+            "weights: none given, the network starts from random values; the paper's rows start from ImageNet's"
+        )
+    discriminator = Discriminator(NUM_CLASSES) if config.adversarial else None
+    matching = build_matching(config, model.num_features, device) if config.method == "aa+sim" else None
+    trainer = Trainer(config, model, discriminator, matching, convention or "rgb", device)
+    if resumed:
+        trainer.load_state_dict(resumed)
+    return trainer
+
+
+def build_matching(config: Config, num_features: int, device: torch.device) -> StuffInstanceMatching:
+    """Matching with empty banks on a device, for feature maps of num_features channels."""
+    precision = resolve_precision(config.precision, device)
+    bank_dtype = config.bank_dtype
+    if bank_dtype == "auto":
+        bank_dtype = "float32" if precision == "fp32" else "bfloat16"
+    matching = StuffInstanceMatching(
+        num_features,
+        STUFF,
+        THINGS,
+        config.stuff_rows,
+        config.max_instances,
+        config.gate,
+        config.fill_rule,
+        config.ops,
+        getattr(torch, bank_dtype),
+    )
+    matching.gather = distributed.gather if distributed.size() > 1 else None
+    return matching.to(device)

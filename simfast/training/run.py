@@ -1,0 +1,254 @@
+"""The story of a run: data and networks, then steps with evaluations and checkpoints between them."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import signal
+import time
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from simfast.config import Config
+from simfast.data.loader import DomainLoader, evaluation_loader
+from simfast.data.parts import open_part, scored_classes
+from simfast.inference.evaluate import evaluate
+from simfast.models import checkpoint
+from simfast.report.figures import save_curve
+from simfast.report.metrics import Metrics, read_metrics
+from simfast.report.panels import save_panel
+from simfast.report.scores import score_row, score_table
+from simfast.runtime import distributed
+from simfast.runtime.console import StopSignals, set_up_logging
+from simfast.runtime.environment import environment, pick_device
+from simfast.runtime.files import write_text
+from simfast.training.build import build_trainer
+from simfast.training.stage2 import find_pseudo_labels
+from simfast.training.step import DTYPES, Trainer, poly
+
+log = logging.getLogger("simfast")
+# Which of the settings every result is printed with.
+RESULT_SETTINGS = ("stage", "recipe", "seed", "source", "target", "arch", "transfer", "fda_beta", "source_images")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """One run from its settings to its last evaluation.
+
+    Returns:
+        What `result.json` in the run's folder holds: {"row", "step", "last", "best", "seconds" ...}, scores as rows of
+        metrics; with stage "all", {"stage1", "stage2"} of these.
+
+    Raises:
+        ValueError, OSError: bad settings or data.
+        SystemExit: a signal (128 + its number); a checkpoint is saved first.
+    """
+    try:
+        with distributed.joined(pick_device(config.device)) as device:
+            out = distributed.on_lead(run_folder, config)
+            return both_stages(config, device, out) if config.stage == "all" else train(config, device, out)
+    except (ValueError, OSError) as error:
+        if distributed.size() > 1:
+            raise type(error)(f"rank {distributed.rank()}: {error}") from error
+        raise
+
+
+def both_stages(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
+    """Stage 1, then stage 2 with pseudo labels of its best checkpoint, each in a folder of its own. What an interrupted
+    run has finished is kept."""
+    lead = distributed.is_lead()
+    set_up_logging(level=logging.INFO if lead else logging.ERROR)
+    if lead:
+        write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
+    results: dict[str, Any] = {}
+    for stage, first in ((1, None), (2, out / "stage1")):
+        folder = out / f"stage{stage}"
+        folder.mkdir(exist_ok=True)
+        last = folder / "last.pt"
+        resume = last if last.exists() else None
+        one = dataclasses.replace(config, stage=stage, stage1=first, out=folder, resume=resume)
+        done = folder / "result.json"
+        try:
+            results[f"stage{stage}"] = json.loads(done.read_text()) if done.exists() else train(one, device, folder)
+        except SystemExit:
+            log.info("both stages continue with --resume %s", out)
+            raise
+    if lead:
+        write_text(out / "result.json", json.dumps(results, indent=1) + "\n")
+    log.info("%s: both stages are done, stage1/ and stage2/", out)
+    return results
+
+
+def train(config: Config, device: torch.device, out: Path) -> dict[str, Any]:
+    """The story of a run: data and networks, then steps with evaluations and checkpoints between them.
+
+    Where several processes train together, all live through it, and the lead alone writes.
+    """
+    lead = distributed.is_lead()
+    set_up_logging(out / "log.txt" if lead else None, logging.INFO if lead else logging.ERROR)
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every fresh tensor, to find bugs
+    torch.backends.cudnn.benchmark = not config.deterministic
+    resumed = checkpoint.load(config.resume) if config.resume else None
+    processes = distributed.size()
+    if resumed and (before := resumed.get("processes", 1)) != processes:
+        rule = f"must go on with as many processes as it began with ({before}): data order and banks depend on them"
+        raise ValueError(f"resume: {config.resume} {rule}, got {processes}")
+    first, best, last = (resumed[key] for key in ("step", "best", "last")) if resumed else (0, None, None)
+    if first > config.steps:
+        raise ValueError(f"steps: must be at least {first}, where {config.resume} is, got {config.steps}")
+    settings = yaml.safe_dump(config.portable(), sort_keys=False)
+    log.info("%s", settings)
+
+    pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
+    loader, held_out, class_ids = open_data(config, device, first, pseudo_labels)
+    trainer = build_trainer(config, device, resumed)
+    if resumed:
+        checkpoint.set_random_state(resumed["random"])
+    held_out_loader = evaluation_loader(held_out, 1, config.workers, device, distributed.rank(), processes)
+    ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
+    how = f"{device}, {trainer.mode} in {trainer.precision}{ops}"
+    how += f", {processes} processes" if processes > 1 else ""
+    log.info("%s on %s, %s, run folder %s", config.arch, how, f"from step {first}" if first else "new", out)
+
+    def save(name: str, step: int) -> None:
+        if lead:
+            progress = {"step": step, "best": best, "last": last, "config": config.to_dict()}
+            progress |= {"processes": processes, "random": checkpoint.random_state()}
+            checkpoint.save(out / name, trainer.state_dict() | progress)
+
+    if lead:
+        write_text(out / "config.yaml", settings)
+    metrics = Metrics(out, first) if lead else None
+    started, sums, since = time.monotonic(), None, first
+    bar = tqdm(total=config.steps, initial=first, desc=config.row, unit="step", dynamic_ncols=True)
+    with StopSignals() as stop, bar, closing(metrics) if lead else nullcontext():
+        for step, batch in zip(range(first + 1, config.steps + 1), loader):  # noqa: B905  the loader is endless
+            losses = trainer.step(step - 1, *batch)
+            sums = torch.stack(list(losses.values())) + (0 if sums is None else sums)
+            bar.update()
+
+            if step % config.log_every == 0 or step == config.steps:
+                sums = distributed.total(sums) / ((step - since) * processes)
+                means = dict(zip(losses, sums.tolist(), strict=True))  # the one read from the device
+                sums, since = None, step
+                if not all(map(math.isfinite, means.values())):
+                    raise ValueError(f"the losses are not finite at step {step}: {means}; the last checkpoint is kept")
+                if lead:
+                    metrics.write("train", step, means | {"lr": poly(config.lr, step - 1, config)})
+                bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
+
+            if step % config.eval_every == 0 or step == config.steps:
+                distributed.share_buffers(trainer.model)
+                scores, pictures = evaluate(
+                    trainer.model,
+                    held_out_loader,
+                    class_ids,
+                    trainer.convention,
+                    device,
+                    config.panel_images,
+                    labelled_ids=held_out.class_ids,
+                    total=distributed.total,
+                    dtype=DTYPES[trainer.precision],
+                )
+                last = score_row(scores)
+                if lead:
+                    metrics.write("eval", step, last)
+                last["step"] = step
+                if best is None or _miou(last) > _miou(best):
+                    best = last
+                    save("best.pt", step)
+                save("last.pt", step)
+                if lead and pictures:
+                    save_panel(out / f"panel-{step:06d}.png", pictures)
+                log.info("step %d: mIoU %.2f %%, best %.2f %%", step, 100 * _miou(last), 100 * _miou(best))
+
+            received = distributed.highest(stop.received or 0)
+            if received and step < config.steps:
+                save("last.pt", step)
+                name = signal.Signals(received).name
+                log.info("stopped by %s after step %d; continue with --resume %s", name, step, out)
+                distributed.wait()  # torchrun ends the others as soon as one is gone
+                raise SystemExit(128 + received)
+
+    result = {"row": config.row} | {key: config.to_dict()[key] for key in RESULT_SETTINGS}
+    result |= {"step": config.steps, "last": last, "best": best, "seconds": round(time.monotonic() - started, 1)}
+    result |= {"processes": processes, "environment": environment(device)}
+    if config.report_split is not None:
+        result |= {"report": distributed.on_lead(score_report, config, trainer, out, class_ids)}
+    if lead:
+        write_results(config, out, result, class_ids)
+    distributed.wait()
+    return result
+
+
+def _miou(row: dict[str, Any]) -> float:
+    """Below every other where no class has an IoU."""
+    return -math.inf if row["miou"] is None else row["miou"]
+
+
+def write_results(config: Config, out: Path, result: dict[str, Any], class_ids: list[int]) -> None:
+    """What a run leaves at its end, beside its checkpoints."""
+    save_curve(out / "curve.png", {config.row: read_metrics(out / "metrics.jsonl")})
+    write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
+    log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
+    columns = result.get("report", {name: result[name] for name in ("last", "best")})
+    columns = {f"{name} ({row['step']})": row for name, row in columns.items()}
+    log.info("%s\n%s\n", config.report_split or config.eval_split, score_table(columns, class_ids))
+    log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
+
+
+def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[int]) -> dict[str, Any]:
+    """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on, in fp32 whatever the
+    run's precision, as `simfast evaluate` scores them."""
+    part, rows = open_part(config, "report"), {}
+    loader = evaluation_loader(part, 1, config.workers)
+    for name in ("last", "best"):
+        state = checkpoint.load(out / f"{name}.pt")
+        if same := [row for row in rows.values() if row["step"] == state["step"]]:
+            rows[name] = same[0]
+            continue
+        trainer.model.load_state_dict(state["model"])
+        scores, _ = evaluate(
+            trainer.model, loader, class_ids, trainer.convention, trainer.device, labelled_ids=part.class_ids
+        )
+        rows[name] = score_row(scores) | {"step": state["step"]}
+    return rows
+
+
+def open_data(
+    config: Config, device: torch.device, position: int, pseudo_labels: Path | None
+) -> tuple[DomainLoader, Any, list[int]]:
+    """Training batches from a position on, this process's share of them; the held-out set; and the classes whose mean
+    IoU decides. target-only trains on the target's labels as source-only does on the source's."""
+    held_out, target = open_part(config, "held-out"), open_part(config, "target", pseudo_labels)
+    labelled = target if config.method == "target-only" else open_part(config, "source")
+    seen = target if config.uses_target or config.transfer != "none" else None
+    if len(held_out) < distributed.size():
+        raise ValueError(
+            f"eval_split: must have an image for each of {distributed.size()} processes, got {len(held_out)}"
+        )
+    share = {"rank": distributed.rank(), "ranks": distributed.size()}
+    loader = DomainLoader(
+        labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
+    )
+    log.info("%s: %d labelled, %d target, %d held-out images", config.row, len(labelled), len(target), len(held_out))
+    return loader, held_out, scored_classes(config, labelled, held_out)
+
+
+def run_folder(config: Config) -> Path:
+    """The folder to write to; a new run never writes into one that holds a run already."""
+    out = config.out
+    if out is None:
+        names = (f"{config.preset}-{config.row}-{n}" for n in itertools.count(1))
+        out = next(path for name in names if not (path := Path("runs") / name).exists())
+    elif config.resume is None and any((out / name).exists() for name in ("last.pt", "stage1")):
+        raise ValueError(f"out: {out} holds a run already; continue it with --resume {out}, or choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    return out

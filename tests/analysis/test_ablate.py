@@ -1,0 +1,247 @@
+"""The rows of the paper's tables: what is run for them, in which order, what is kept, and the table that comes out."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from simfast.analysis import ablate
+from simfast.config import Config
+from simfast.config.presets import PRESETS
+from simfast.data import open_dataset
+from simfast.data.parts import arguments_of
+from simfast.data.prepare import prepare
+
+# Stands for the trainer: writes down how it was called, and a result whose score tells its settings.
+TRAINER = """
+import json, pathlib, sys, yaml
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+out = pathlib.Path(arguments.get("--out") or pathlib.Path(arguments["--resume"]).parent)
+settings = yaml.safe_load((out / "settings.yaml").read_text())
+with open(out.parent / "calls.txt", "a") as calls:
+    print(out.name, "resumed" if "--resume" in arguments else "new", file=calls)
+if (out.parent / "fail").exists() and settings["method"] == (out.parent / "fail").read_text():
+    sys.exit(3)
+score = settings["lambda_ci"] + settings["seed"] / 100
+last, best = ({"step": 1, "miou": miou, "iou/road": miou / 2} for miou in (score, score + 0.1))
+result = {"seed": settings["seed"], "last": last, "best": best, "environment": {"device": "abacus"}}
+(out / "result.json").write_text(json.dumps(result))
+(out / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 1, "miou": score}) + "\\n")
+"""
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Settings that all rows share, and their folder."""
+    return dataclasses.replace(PRESETS["gta5"], out=tmp_path)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    path = tmp_path / "stand_in.py"
+    path.write_text(TRAINER)
+    return [sys.executable, str(path)]
+
+
+def names(runs):
+    return [run.config.out.name for run in runs]
+
+
+def test_the_module_rows_are_those_of_table_2(shared):
+    runs = ablate.plan(["modules"], [0], shared)
+    rows = {run.row: run.config for run in runs}
+    assert [run.row for run in runs] == ["source-only", "aa", "aa+it", "aa+it+sim", "aa+it+sim+ssl", "target-only"]
+    assert [config.row for config in rows.values()] == [
+        *("source-only", "aa", "aa+it-fda", "aa+it-fda+sim", "aa+it-fda+sim+ssl", "target-only")
+    ]
+    assert rows["aa+it+sim+ssl"].stage1 == rows["aa+it+sim"].out
+    assert ablate.PUBLISHED["gta5", "resnet101"].keys() >= rows.keys()
+
+
+def test_it_is_the_users_transfer_where_one_is_given(shared):
+    images = dataclasses.replace(shared, source_images=Path("transferred"))
+    lab = dataclasses.replace(shared, transfer="lab")
+    assert [run.config.row for run in ablate.plan(["aa", "aa+it"], [0], images)] == ["aa", "aa+it-images"]
+    assert [run.config.row for run in ablate.plan(["aa", "aa+it"], [0], lab)] == ["aa", "aa+it-lab"]
+
+
+def test_a_rows_own_transfer_wins(shared):
+    runs = ablate.plan(["aa+it,transfer=lab", "aa+it+sim+ssl,transfer=lab"], [0], shared)
+    assert [run.config.row for run in runs] == ["aa+it-lab", "aa+it-lab+sim", "aa+it-lab+sim+ssl"]
+
+
+def test_a_stage_2_row_brings_its_stage_1_once(shared):
+    runs = ablate.plan(["aa+sim+ssl", "aa+sim"], [1, 2], shared)
+    assert names(runs) == [f"aa+sim{ssl}-seed{seed}" for seed in (1, 2) for ssl in ("", "+ssl")]
+
+
+def test_a_row_carries_settings_of_its_own(shared):
+    (run,) = ablate.plan(["aa+sim,lambda-ci=0.1,stuff_rows=10"], [0], shared)
+    assert (run.config.lambda_ci, run.config.stuff_rows, run.config.method) == (0.1, 10, "aa+sim")
+    assert [run.config.lambda_ci for run in ablate.plan(["lambda_ci"], [0], shared)] == [0.1, 0.05, 0.01, 0.005, 0.001]
+    assert [run.config.stuff_rows for run in ablate.plan(["w"], [0], shared)] == [10, 50, 200, 800, 1600]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("aa+simm", r"rows: 'aa\+simm' must be one of source-only, .*, modules, lambda_ci, w"),
+        ("aa,lamda_ci=1", "rows: aa,lamda_ci=1: unknown key 'lamda_ci'; the closest one is 'lambda_ci'"),
+        ("aa,lr=fast", "rows: aa,lr=fast: lr: .* got 'fast'"),
+    ],
+)
+def test_a_bad_row_is_named(row, message, shared):
+    with pytest.raises(ValueError, match=message):
+        ablate.plan([row], [0], shared)
+
+
+def test_runs_are_done_once_and_those_begun_are_continued(shared, trainer, tmp_path):
+    runs = ablate.plan(["aa", "aa+sim"], [0], shared)
+    assert ablate.run_all(runs[:1], trainer) == []
+    (tmp_path / "aa+sim-seed0").mkdir()
+    (tmp_path / "aa+sim-seed0" / "last.pt").touch()
+    assert ablate.run_all(runs, trainer) == []
+    assert (tmp_path / "calls.txt").read_text().split() == ["aa-seed0", "new", "aa+sim-seed0", "resumed"]
+    settings = yaml.safe_load((tmp_path / "aa-seed0" / "settings.yaml").read_text())
+    assert Config.from_dict(settings, "itself", Config(out=tmp_path / "aa-seed0")) == runs[0].config
+
+
+SLOW_TRAINER = """
+import pathlib, signal, sys, time
+from simfast.runtime.console import StopSignals
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+with StopSignals() as stop:
+    (out / "begun").touch()
+    while not stop.received:
+        time.sleep(0.01)
+    time.sleep(0.5)  # longer than subprocess.run leaves a program after Ctrl-C
+    (out / "last.pt").touch()
+sys.exit(128 + stop.received)
+"""
+
+
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_signal_reaches_the_runs_in_progress_which_have_time_to_save(number, jobs, shared, tmp_path):
+    trainer = tmp_path / "slow.py"
+    trainer.write_text(SLOW_TRAINER)
+    runs = ablate.plan(["aa", "aa+sim", "source-only"], [0], shared)
+    begun = [run.config.out / "begun" for run in runs[:jobs]]
+
+    def stop():
+        while not all(path.exists() for path in begun):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        ablate.run_all(runs, [sys.executable, str(trainer)], jobs)
+    thread.join()
+    assert [(run.config.out / "last.pt").exists() for run in runs] == [i < jobs for i in range(3)]
+    assert not runs[jobs].config.out.exists()
+
+
+def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, tmp_path):
+    trainer = tmp_path / "meeting.py"
+    # Each run waits for another one to be in progress or over; the second stage begins when the first has a result.
+    trainer.write_text(
+        "import time\n"
+        + TRAINER
+        + "(out / 'begun').touch()\n"
+        + "while len(list(out.parent.glob('*/begun'))) < 2:\n    time.sleep(0.01)\n"
+        + "if settings['stage'] == 2:\n    assert pathlib.Path(settings['stage1'], 'result.json').exists()\n"
+    )
+    runs = ablate.plan(["aa+sim+ssl", "aa"], [0], shared)
+    assert ablate.run_all(runs, trainer, jobs=2) == []
+    calls = (tmp_path / "calls.txt").read_text().split()[::2]
+    assert sorted(calls[:2]) == ["aa+sim-seed0", "aa-seed0"]
+    assert calls[2] == "aa+sim+ssl-seed0"
+    with pytest.raises(ValueError, match="jobs: must be at least 1, got 0"):
+        ablate.run_all(runs, trainer, jobs=0)
+
+
+def test_a_failed_run_does_not_stop_the_others(shared, trainer, tmp_path):
+    (tmp_path / "fail").write_text("aa")
+    runs = ablate.plan(["aa", "source-only"], [0], shared)
+    assert names(ablate.run_all(runs, trainer)) == ["aa-seed0"]
+    assert (tmp_path / "source-only-seed0" / "result.json").exists()
+
+
+def test_stage_2_is_not_tried_without_its_stage_1(shared, trainer, tmp_path):
+    (tmp_path / "fail").write_text("aa+sim")
+    failed = ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared), trainer)
+    assert names(failed) == ["aa+sim-seed0", "aa+sim+ssl-seed0"]
+    assert (tmp_path / "calls.txt").read_text().split() == ["aa+sim-seed0", "new"]
+
+
+def test_other_settings_in_the_same_folder_are_refused(shared, trainer):
+    ablate.run_all(ablate.plan(["aa"], [0], shared), trainer)
+    result = shared.out / "aa-seed0" / "result.json"
+    result.unlink()
+    with pytest.raises(ValueError, match=r"settings\.yaml: lr must stay 0.00025 as the run was begun, got 0.1"):
+        ablate.run_all(ablate.plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
+
+
+def test_the_table_has_means_spreads_and_the_papers_figures(shared, trainer, tmp_path):
+    runs = ablate.plan(["aa+it+sim", "aa+it+sim,lambda_ci=0.1"], [0, 2], shared)
+    ablate.run_all(runs, trainer)
+    first, second = json.loads((tmp_path / "ablation.json").read_text())
+    assert (first["last"], first["best"]) == (pytest.approx(2.0), pytest.approx(12.0))  # means of 1 and 3, 11 and 13
+    assert first["last_spread"] == pytest.approx(2**0.5)
+    assert (first["paper"], second["paper"], second["last"]) == (46.2, 43.4, pytest.approx(11.0))
+    lines = (tmp_path / "ablation.md").read_text().splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+        *("aa+it+sim", "aa+it-fda+sim", "paper", "2", "2.0 ± 1.4", "12.0 ± 1.4", "-", "46.2")
+    ]
+    assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == ["road", "1.0", "5.5"]
+    assert first["environments"] == [{"device": "abacus"}] * 2
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_the_gap_closed_is_between_source_only_and_target_only(shared, trainer):
+    rows = ["source-only,lambda_ci=0.2", "source-only", "target-only", "aa"]
+    runs = ablate.plan(rows, [0], shared)
+    settings = dict(zip(rows, (0.2, 0.2, 0.6, 0.3), strict=True))
+    runs = [ablate.Run(run.row, dataclasses.replace(run.config, lambda_ci=settings[run.row])) for run in runs]
+    ablate.run_all(runs, trainer)
+    assert [row["gap_closed"] for row in ablate.summarise(runs)] == pytest.approx([0, 0, 100, 25])
+
+
+def test_a_warm_up_is_trained_once_a_seed_and_all_rows_but_target_only_start_from_it(shared):
+    shared = dataclasses.replace(shared, steps=30, schedule_steps=40, weights=Path("imagenet.pth"))
+    runs = ablate.plan(["source-only", "aa+sim+ssl", "target-only"], [0], shared, warm_up=10)
+    assert names(runs) == [f"{row}-seed0" for row in ("warm-up", "source-only", "aa+sim", "aa+sim+ssl", "target-only")]
+    warm_up, *rest, oracle = [run.config for run in runs]
+    begun = shared.out / "warm-up-seed0" / "last.pt"
+    assert (warm_up.method, warm_up.steps, warm_up.schedule_steps) == ("source-only", 10, 50)
+    assert [(config.weights, config.steps) for config in rest] == [(begun, 30)] * 3
+    assert (oracle.weights, oracle.steps, oracle.schedule_steps) == (Path("imagenet.pth"), 40, 50)
+
+
+def test_nothing_is_tried_without_its_warm_up(shared, trainer, tmp_path):
+    (tmp_path / "fail").write_text("source-only")
+    failed = ablate.run_all(ablate.plan(["aa", "target-only"], [0], shared, warm_up=1), trainer)
+    assert names(failed) == ["warm-up-seed0", "aa-seed0"]
+    assert (tmp_path / "target-only-seed0" / "result.json").exists()
+
+
+def test_data_that_a_later_row_lacks_are_missed_before_anything_is_trained(folders, shared, tmp_path):
+    data = {
+        "source": "folder",
+        "source_root": folders / "source",
+        "target": "folder",
+        "target_root": folders / "target",
+    }
+    shared = dataclasses.replace(shared, **data, source_size=(64, 64), target_size=(64, 64), cache=tmp_path / "cache")
+    for part in arguments_of(shared).values():
+        prepare(open_dataset(**part), shared.cache, workers=0)
+    ablate.check_data(ablate.plan(["source-only", "aa+sim+ssl"], [0], shared))
+    with pytest.raises(ValueError, match=r"rows: target-only: .* run `simfast prepare` with the same settings"):
+        ablate.check_data(ablate.plan(["source-only", "target-only"], [0], shared))

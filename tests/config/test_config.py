@@ -1,0 +1,236 @@
+"""Settings: the command line, YAML files, presets and what a resumed run keeps."""
+
+import dataclasses
+import re
+import typing
+
+import pytest
+import yaml
+
+from simfast.cli.parse import parse
+from simfast.config import Config
+from simfast.config.presets import PRESETS, RECIPES
+from simfast.models import checkpoint
+
+# One other value for every setting; a new setting without one here is a failure.
+OTHER = {
+    "stage": "all",
+    "method": "aa",
+    "preset": "gta5",
+    "recipe": "released",
+    "config": None,
+    "out": "x",
+    "resume": None,
+    "device": "cpu",
+    "seed": "7",
+    "source": "camvid",
+    "source_root": "x",
+    "source_split": "val",
+    "source_ids": "x.yaml",
+    "source_images": "x",
+    "transfer": "lab",
+    "fda_beta": "0.2",
+    "source_size": "64 32",
+    "target": "camvid",
+    "target_root": "x",
+    "target_split": "val",
+    "target_ids": "x.yaml",
+    "target_size": "64 32",
+    "eval_split": "train",
+    "report_split": "x",
+    "score_classes": "16",
+    "cache": "x",
+    "flip": "--no-flip",
+    "workers": "3",
+    "arch": "vgg16",
+    "weights": "x.pth",
+    "convention": "bgr",
+    "head_dilations": "6 12",
+    "batch_norm": "frozen",
+    "lambda_seg": "2",
+    "lambda_adv": "2",
+    "lambda_ci": "2",
+    "lambda_ci_stage2": "2",
+    "lambda_d": "2",
+    "adversary": "ls-gan",
+    "stuff_rows": "7",
+    "max_instances": "7",
+    "gate": "released",
+    "fill_rule": "full",
+    "bank_dtype": "bfloat16",
+    "match_pseudo_labels": "--no-match-pseudo-labels",
+    "ops": "fused",
+    "self_training": "online",
+    "lambda_mix": "2",
+    "teacher_decay": "0.5",
+    "confidence": "0.5",
+    "stage1": "x",
+    "pseudo_labels": "x",
+    "pseudo_cap": "0.5",
+    "pseudo_softmax": "features",
+    "step_mode": "compile+graph",
+    "precision": "bf16",
+    "batch_size": "7",
+    "steps": "7",
+    "schedule_steps": "12345",
+    "lr": "2",
+    "lr_d": "2",
+    "head_lr_factor": "2",
+    "power": "2",
+    "momentum": "0.5",
+    "nesterov": "--no-nesterov",
+    "weight_decay": "2",
+    "betas": "0.1 0.2",
+    "log_every": "7",
+    "eval_every": "7",
+    "panel_images": "7",
+    "deterministic": "--no-deterministic",
+}
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_is_reachable_from_the_command_line(name, tmp_path):
+    value, option = OTHER[name], "--" + name.replace("_", "-")
+    before = parse([])
+    if name == "config":
+        value = str(tmp_path / "settings.yaml")
+        (tmp_path / "settings.yaml").write_text("seed: 3")
+    elif name == "resume":
+        value = str(tmp_path / "last.pt")
+        checkpoint.save(tmp_path / "last.pt", {"config": before.to_dict()})
+    after = parse([value] if value.startswith("--") else [option, *value.split()])
+    changed = [other for other in FIELDS if getattr(before, other) != getattr(after, other)]
+    assert name in changed
+    assert str(getattr(after, name)).strip("()") in (value, value.replace(" ", ", "), f"{value}.0", "False", "0.1, 0.2")
+
+
+def test_help_explains_every_setting(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        parse(["--help"])
+    entries = re.split(r"\n[ │]*--", capsys.readouterr().out)[1:]
+    explained = {
+        entry.split()[0].rstrip(",") for entry in entries if re.search(r"\w+ \w+.*\(default", entry, re.DOTALL)
+    }
+    assert explained == {name.replace("_", "-") for name in FIELDS}
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("preset: gta5\nlr: 0.5\nseed: 4\nsource-size: [96, 64]\n")
+    config = parse(["--config", str(file), "--seed", "5"])
+    assert (config.arch, config.lr, config.seed, config.source_size) == ("resnet101", 0.5, 5, (96, 64))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_stored_recipe_is_a_settings_file(preset, tmp_path):
+    config = parse(["--preset", preset])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.portable()))
+    assert dataclasses.replace(parse(["--config", str(file)]), config=None) == config
+    assert Config.from_dict(config.to_dict(), "itself") == config
+
+
+def test_the_released_recipe_sets_what_differs_from_the_paper(tmp_path):
+    paper, released = parse(["--preset", "gta5"]), parse(["--preset", "gta5", "--recipe", "released"])
+    differs = {name: getattr(released, name) for name in FIELDS if getattr(released, name) != getattr(paper, name)}
+    assert differs == {
+        "recipe": "released",
+        "head_dilations": (6, 12),
+        "nesterov": False,
+        "gate": "released",
+        "fill_rule": "full",
+        "bank_dtype": "float32",
+        "match_pseudo_labels": False,
+        "lambda_ci_stage2": 0.001,
+        "lambda_d": 0.5,
+        "pseudo_softmax": "features",
+    }
+    assert parse(["--preset", "gta5", "--recipe", "released", "--nesterov"]).nesterov
+    file = tmp_path / "settings.yaml"
+    file.write_text("preset: synthia\nrecipe: released\ngate: none\n")
+    config = parse(["--config", str(file)])
+    assert (config.gate, config.fill_rule, config.source) == ("none", "full", "synthia")
+    assert RECIPES.keys() == {"paper", "released"}
+
+
+def test_an_older_run_keeps_remembering_in_float32(tmp_path):
+    older = parse(["--precision", "bf16"]).to_dict()
+    assert older.pop("bank_dtype") == "auto"
+    checkpoint.save(tmp_path / "last.pt", {"config": older})
+    assert parse(["--resume", str(tmp_path)]).bank_dtype == "float32"
+
+
+def test_stage_2_starts_from_the_settings_of_stage_1(tmp_path):
+    stored = dataclasses.replace(PRESETS["streets"], recipe="released", gate="released", lr=0.5, out=tmp_path)
+    checkpoint.save(tmp_path / "best.pt", {"config": stored.to_dict()})
+    config = parse(["--stage", "2", "--stage1", str(tmp_path), "--seed", "4"])
+    assert (config.stage, config.lr, config.gate, config.seed, config.out) == (2, 0.5, "released", 4, None)
+    assert parse(["--stage", "2", "--stage1", str(tmp_path), "--preset", "gta5"]).lr == 2.5e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--stage 2", "stage1: must be stage 1's run folder or a checkpoint"),
+        ("--stage all --method target-only", "stage: must be 1 with target-only"),
+        ("--method source-only --batch-norm per-domain", "batch_norm: must be train or frozen where no target"),
+        ("--transfer fda --fda-beta 0.7", r"fda_beta: must be in \(0, 0.5\), got 0.7"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(arguments, message, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="2"):
+        parse(arguments.split())
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_default_is_the_paper():
+    paper = Config()
+    assert (paper.lr, paper.lr_d, paper.steps, paper.schedule_steps) == (2.5e-4, 1e-4, 200_000, 250_000)
+    assert (paper.lambda_seg, paper.lambda_adv, paper.lambda_ci, paper.lambda_d) == (1, 0.001, 0.01, 1)
+    assert (paper.stuff_rows, paper.max_instances, paper.nesterov, paper.batch_size) == (50, 10, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("yaml_text", "message"),
+    [
+        ("lambda_cii: 1", "settings.yaml: unknown key 'lambda_cii'; the closest one is 'lambda_ci'"),
+        ("arch: resnet102", "settings.yaml: arch: .*'resnet18'.* got 'resnet102'"),
+        ("steps: many", "settings.yaml: steps: .* got 'many'"),
+        ("batch_size: 0", "batch_size: must be at least 1, got 0"),
+        ("schedule_steps: 3", "schedule_steps: must be at least steps"),
+        ("preset: papers", "preset: must be one of auto, .* got 'papers'"),
+        ("- 3", "settings.yaml: must hold a mapping of settings, got list"),
+        ("resume: x", "settings.yaml: resume belongs on the command line"),
+    ],
+)
+def test_a_bad_settings_file_is_named_with_the_key(yaml_text, message, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml_text)
+    with pytest.raises(SystemExit, match=message):
+        parse(["--config", str(file)])
+
+
+def test_a_missing_settings_file_is_named():
+    with pytest.raises(SystemExit, match=r"nowhere\.yaml"):
+        parse(["--config", "nowhere.yaml"])
+
+
+def test_a_resumed_run_keeps_what_its_steps_depend_on(tmp_path):
+    stored = dataclasses.replace(PRESETS["streets"], seed=3, steps=10)
+    checkpoint.save(tmp_path / "last.pt", {"config": stored.to_dict()})
+    config = parse(["--resume", str(tmp_path), "--steps", "20"])
+    assert (config.seed, config.steps, config.out, config.resume) == (3, 20, tmp_path, tmp_path / "last.pt")
+    with pytest.raises(SystemExit, match=r"lr: a resumed run keeps its settings \(0.05 in .*\), got 0.5"):
+        parse(["--resume", str(tmp_path), "--lr", "0.5"])
+    with pytest.raises(SystemExit, match=r"out: a resumed run stays in its folder .*, got elsewhere"):
+        parse(["--resume", str(tmp_path), "--out", "elsewhere"])
+    with pytest.raises(SystemExit, match=r"last\.pt is not a file"):
+        parse(["--resume", str(tmp_path / "other")[:-2] + "last.pt"])
+
+
+def test_settings_have_types_that_yaml_can_hold():
+    assert typing.get_type_hints(Config).keys() == set(FIELDS)
+    assert yaml.safe_load(yaml.safe_dump(Config().to_dict())) == Config().to_dict()

@@ -1,0 +1,209 @@
+"""Prediction of a user's own pictures: whatever their size and mode, whole files or none, and as evaluated."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from cityscapesscripts.helpers.labels import trainId2label
+from PIL import Image
+from torch import nn
+
+from simfast.data.classes import PALETTE
+from simfast.data.folder import open_pairs
+from simfast.data.loader import evaluation_loader
+from simfast.inference.evaluate import evaluate
+from simfast.inference.predict import network_size, predict
+from simfast.models import deeplab_v2
+
+CPU = torch.device("cpu")
+
+
+class Brightness(nn.Module):
+    """Nineteen shades: of the classes, the one whose share of white comes closest; it also notes its inputs' sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append((images.shape[3], images.shape[2]))
+        grey = images.mean(1, keepdim=True) * 0.225 + 0.45  # nearly what normalise has undone
+        shades = torch.linspace(0, 1, 19).view(1, 19, 1, 1)
+        return images, -((grey - shades) ** 2)
+
+
+def picture(seed, width, height):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def files_of(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def labels_of(out, name):
+    with Image.open(out / "labels" / f"{name}.png") as label:
+        assert label.mode == "L"
+        return np.asarray(label)
+
+
+def test_pictures_of_any_size_keep_it_and_their_folders(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    sizes = {"wide": (97, 31), "deep/tall": (1, 150), "deep/er/dot.x": (1, 1), "flat": (200, 2)}
+    for i, (name, size) in enumerate(sizes.items()):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(i, *size)).save(photos / f"{name}.png")
+    (photos / ".hidden.png").write_bytes(b"")
+    (photos / "notes.txt").write_text("no picture")
+    assert predict(Brightness(), "rgb", photos, out, target_size=(64, 32)) == []
+    assert files_of(out) == sorted(f"{kind}/{name}.png" for kind in ("labels", "colour", "overlay") for name in sizes)
+    for name, size in sizes.items():
+        label = labels_of(out, name)
+        colour, overlay = (Image.open(out / kind / f"{name}.png") for kind in ("colour", "overlay"))
+        assert label.shape == size[::-1]
+        assert label.max() < 19
+        assert np.array_equal(np.asarray(colour.convert("RGB")), PALETTE[label])
+        mixed = (np.asarray(Image.open(photos / f"{name}.png")).astype(int) + PALETTE[label]) / 2
+        assert overlay.mode == "RGB"
+        assert np.abs(np.asarray(overlay) - mixed).max() <= 1
+
+
+def test_every_mode_is_read_as_it_looks(tmp_path):
+    ramp = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
+    grey = Image.fromarray(ramp)
+    modes = {mode: grey.convert(mode) for mode in ("L", "RGB", "P", "LA")}
+    modes["RGBA"] = Image.merge("RGBA", [grey] * 3 + [Image.fromarray(255 - ramp)])
+    modes["16-bit"] = Image.fromarray(ramp.astype(np.uint16) * 257)
+    for name, image in modes.items():
+        image.save(tmp_path / f"{name}.png")
+    Image.fromarray(ramp.astype(np.int32) * 257).save(tmp_path / "32-bit.tif")
+    sideways = Image.Exif()
+    sideways[274] = 6  # orientation: a quarter turn clockwise puts it upright
+    grey.rotate(90, expand=True).save(tmp_path / "turned.png", exif=sideways)
+    assert predict(Brightness(), "rgb", tmp_path, tmp_path / "out", size=(32, 32)) == []
+    expected = labels_of(tmp_path / "out", "L")
+    assert expected[:, 0].max() < 2
+    assert expected[:, -1].min() > 15
+    for name in (*modes, "32-bit", "turned"):
+        assert np.array_equal(labels_of(tmp_path / "out", name), expected), name
+
+
+def test_a_prediction_is_what_an_evaluation_sees(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(picture(0, 96, 64)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / "labels" / "a.png")
+    torch.manual_seed(0)
+    model = deeplab_v2("resnet18").eval()
+    for parameter in model.head.parameters():
+        nn.init.normal_(parameter)
+    held_out = open_pairs(tmp_path / "images", tmp_path / "labels", (48, 32), resize_labels=False)
+    _, [(_, evaluated, _)] = evaluate(model, evaluation_loader(held_out, 1, 0), [0], "bgr", CPU, keep=1)
+    assert predict(model.train(), "bgr", tmp_path / "images", tmp_path / "out", target_size=(48, 32)) == []
+    assert len(np.unique(evaluated)) > 1
+    assert np.array_equal(labels_of(tmp_path / "out", "a"), evaluated.numpy())
+    assert model.training
+
+
+def test_the_network_is_given_the_trained_area_in_the_pictures_shape(tmp_path):
+    assert network_size((2048, 1024), (1024, 512)) == (1024, 512)
+    assert network_size((100, 50), (1024, 512)) == (1024, 512)
+    assert network_size((512, 1024), (1024, 512)) == (512, 1024)
+    assert network_size((1920, 1080), (1024, 512)) == (965, 543)
+    assert network_size((1, 100_000), (1024, 512)) == (32, 16384)
+    assert network_size((100_000, 1), (64, 32)) == (64, 32)
+    Image.fromarray(picture(0, 60, 30)).save(tmp_path / "a.png")
+    model = Brightness()
+    predict(model, "rgb", [tmp_path / "a.png"], tmp_path / "out")
+    predict(model, "rgb", [tmp_path / "a.png"], tmp_path / "out", size=(40, 70))
+    assert model.seen == [(1024, 512), (40, 70)]
+    with pytest.raises(ValueError, match=r"size: must be at least 32 x 32, got \(31, 64\)"):
+        predict(model, "rgb", [tmp_path / "a.png"], tmp_path / "out", size=(31, 64))
+
+
+def test_label_ids_are_those_of_the_benchmark(tmp_path):
+    Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (32, 1))).save(tmp_path / "ramp.png")
+    predict(Brightness(), "rgb", tmp_path / "ramp.png", tmp_path / "train", size=(256, 32))
+    predict(Brightness(), "rgb", tmp_path / "ramp.png", tmp_path / "ids", size=(256, 32), label_ids=True)
+    train_ids, ids = labels_of(tmp_path / "train", "ramp"), labels_of(tmp_path / "ids", "ramp")
+    assert set(np.unique(train_ids)) == set(range(19))
+    assert np.array_equal(ids, np.array([trainId2label[i].id for i in range(19)])[train_ids])
+    colours = [Image.open(tmp_path / kind / "colour" / "ramp.png").convert("RGB") for kind in ("train", "ids")]
+    assert np.array_equal(*map(np.asarray, colours))
+
+
+def test_a_bad_picture_is_named_and_skipped(tmp_path, caplog):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(12):
+        Image.fromarray(picture(i, 40, 40)).save(photos / f"{i:02d}.png")
+    whole = (photos / "03.png").read_bytes()
+    (photos / "03.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "07.png").write_text("no picture")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(photos / "12.tif")
+    with caplog.at_level(logging.INFO):
+        skipped = predict(Brightness(), "rgb", photos, out, target_size=(32, 32), workers=2)
+    assert [path.name for path, _ in skipped] == ["03.png", "07.png", "12.tif"]
+    assert "floats" in skipped[2].reason
+    assert f"skipped {photos / '03.png'}: " in caplog.text
+    assert f"10 pictures labelled in {out}, 3 skipped" in caplog.text
+    assert len(files_of(out)) == 3 * 10
+
+
+def test_inputs_that_cannot_go_together_leave_nothing_behind(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    (photos / "sub").mkdir(parents=True)
+    for name in ("a.png", "a.jpg", "sub/b.png"):
+        Image.fromarray(picture(0, 40, 40)).save(photos / name)
+
+    def refuse(inputs, said, out=out):
+        with pytest.raises(ValueError, match=said):
+            predict(Brightness(), "rgb", inputs, out)
+
+    refuse(photos, r"a\.png: must have an output of its own, got a\.png for .*a\.jpg too")
+    refuse([photos / "a.png", photos / "nowhere.png"], r"nowhere\.png: must be a picture or a folder")
+    (tmp_path / "empty").mkdir()
+    refuse([photos / "a.png", tmp_path / "empty"], "empty: must hold a picture")
+    assert not out.exists()
+    predict(Brightness(), "rgb", photos / "sub", out, target_size=(32, 32))
+    before = (out / "labels" / "b.png").read_bytes()
+    refuse([out / "labels" / "b.png"], "is an input that would be overwritten")
+    assert (out / "labels" / "b.png").read_bytes() == before
+
+
+def test_output_beside_the_pictures_is_not_taken_for_input(tmp_path):
+    Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
+    for _ in range(2):
+        predict(Brightness(), "rgb", tmp_path, tmp_path, target_size=(32, 32))
+        assert files_of(tmp_path) == ["a.png", "colour/a.png", "labels/a.png", "overlay/a.png"]
+
+
+def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
+    Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
+    predict(Brightness(), "rgb", tmp_path / "a.png", tmp_path / "out", target_size=(32, 32))
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files_of(tmp_path / "out")}
+    save = Image.Image.save
+
+    def full_disk(self, path, *args, **options):
+        if "overlay" in str(path):
+            with open(path, "wb") as file:
+                file.write(b"half")
+            raise OSError("no space left")
+        save(self, path, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        predict(Brightness(), "rgb", tmp_path / "a.png", tmp_path / "out", size=(64, 64), label_ids=True)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files_of(tmp_path / "out")} == before
+
+
+def test_a_network_that_gives_no_numbers_is_an_error(tmp_path):
+    class Broken(Brightness):
+        def forward(self, images):
+            features, logits = super().forward(images)
+            return features, logits * torch.nan
+
+    Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"logits must be finite, got NaN or infinity for .*a\.png"):
+        predict(Broken(), "rgb", tmp_path / "a.png", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,279 @@
+"""Pseudo labels against np.median over all pixels, and that however often they are stopped, they come out the same."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from simfast.data.folder import open_pairs
+from simfast.inference.pseudo_labels import BINS, make_pseudo_labels
+from simfast.models.weights import RGB_MEAN, RGB_STD, normalise
+
+CPU = torch.device("cpu")
+NUM_CLASSES, ABSENT = 6, 4
+
+
+class Pictures:
+    """Random images [3, H, W]; item i is the same whenever it is asked for."""
+
+    def __init__(self, num, height=18, width=25):
+        self.names = [f"street_{i:03d}" for i in range(num)]
+        self.images = np.random.default_rng(0).integers(0, 256, (num, 3, height, width), np.uint8)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        return torch.from_numpy(self.images[i]), torch.empty(0, dtype=torch.uint8), self.names[i]
+
+
+class Network(nn.Module):
+    """Random logits at a quarter of the images' size, never of class ABSENT. on_call(n) is told of the n-th forward."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.convolution = nn.Conv2d(3, NUM_CLASSES, 4, stride=4)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.convolution.weight.normal_(0, 0.4, generator=generator)
+            self.convolution.bias.normal_(0, 0.5, generator=generator)
+            self.convolution.bias[ABSENT] = -1e4
+        self.calls, self.on_call = 0, lambda n: None
+
+    def forward(self, images):
+        self.calls += 1
+        self.on_call(self.calls)
+        return images, self.convolution(self.norm(images))
+
+
+class Lookup(nn.Module):
+    """Logits [K] of each pixel by its red value."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.register_buffer("table", torch.tensor(table, dtype=torch.float32))
+
+    def forward(self, images):
+        red = (images[:, 0] * 255 * RGB_STD[0] + 255 * RGB_MEAN[0]).round().long()
+        return images, self.table[red].permute(0, 3, 1, 2)
+
+
+def make(out, model=None, dataset=None, **options):
+    model, dataset = Network() if model is None else model, Pictures(9) if dataset is None else dataset
+    return make_pseudo_labels(model, dataset, out, "rgb", CPU, **({"num_classes": NUM_CLASSES} | options))
+
+
+def read(path):
+    with Image.open(path) as picture:
+        assert picture.mode == "L"
+        return np.asarray(picture)
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.fixture
+def straight(tmp_path):
+    """The files of a run that nothing stopped."""
+    make(tmp_path / "straight")
+    return contents(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("softmax_at", "cap"), [("labels", 0.65), ("features", 0.53)])  # between the medians
+def test_thresholds_and_maps_equal_an_exact_computation(tmp_path, softmax_at, cap):
+    model, dataset = Network().eval(), Pictures(7)
+    with torch.no_grad():
+        logits = model(normalise(torch.from_numpy(dataset.images), "rgb"))[1].double()
+    resize = {"size": dataset.images.shape[2:], "mode": "bilinear", "align_corners": True}
+    if softmax_at == "labels":
+        probability = F.softmax(F.interpolate(logits, **resize), 1).numpy()
+    else:
+        probability = F.interpolate(F.softmax(logits, 1), **resize).numpy()
+    label, confidence = probability.argmax(1), probability.max(1)
+
+    result = make(tmp_path, model.train(), dataset, softmax_at=softmax_at, cap=cap)
+    assert model.training
+    assert torch.equal(model.norm.running_mean, torch.zeros(3)), "made in eval mode"
+    assert result == json.loads((tmp_path / "thresholds.json").read_text())
+    maps = np.stack([read(tmp_path / f"{name}.png") for name in dataset.names])
+    capped = 0
+    for c in range(NUM_CLASSES):
+        found, ours = label == c, result["classes"][str(c)]
+        assert ours["predicted_pixels"] == found.sum()
+        assert ours["kept_pixels"] == (maps == c).sum()
+        if c == ABSENT:
+            assert ours["kept_pixels"] == 0
+            assert ours["threshold"] is ours["median"] is ours["kept_fraction"] is None
+            continue
+        median = np.median(confidence[found])
+        assert -1e-6 <= median - ours["median"] < 1 / BINS + 1e-6  # 1e-6: the network computes in float32
+        assert ours["threshold"] == min(ours["median"], cap)
+        assert ours["kept_fraction"] == ours["kept_pixels"] / ours["predicted_pixels"]
+        threshold = min(median, cap)
+        sure = found & (np.abs(confidence - threshold) > 1e-4)
+        np.testing.assert_array_equal(maps[sure], np.where(confidence >= threshold, c, 255)[sure])
+        capped += median > cap
+    assert 0 < capped < NUM_CLASSES - 1
+
+
+def test_a_case_worked_by_hand(tmp_path):
+    confidences = [  # of the pixels, by class; the other three classes share the rest
+        [0.95, 0.99, 0.97],  # median 0.97, capped at 0.9: all are kept
+        [0.6, 0.7, 0.8],  # median 0.7: a pixel that equals it is kept
+        [0.5, 0.7],  # median 0.6
+        [],
+    ]
+    table, kept = [], []
+    for c, of_class in enumerate(confidences):
+        for value in of_class:
+            table.append(np.log([value if k == c else (1 - value) / 3 for k in range(4)]))
+            kept.append(c if value >= min(np.median(of_class), 0.9) else 255)
+    dataset = Pictures(2, 2, 2)
+    dataset.images[:] = np.arange(8).reshape(2, 1, 2, 2)
+    result = make(tmp_path, Lookup(np.array(table)), dataset, num_classes=4, info={"step": 3})
+    assert [read(tmp_path / f"{name}.png").ravel().tolist() for name in dataset.names] == [kept[:4], kept[4:]]
+    assert kept == [0, 0, 0, 255, 1, 1, 255, 2]
+    assert {key: result[key] for key in ("images", "size", "softmax_at", "cap", "info")} == {
+        "images": 2, "size": [2, 2], "softmax_at": "labels", "cap": 0.9, "info": {"step": 3},
+    }  # fmt: skip
+    assert [of_class["kept_pixels"] for of_class in result["classes"].values()] == [3, 2, 1, 0]
+    assert [of_class["threshold"] for of_class in result["classes"].values()] == [
+        0.9,
+        pytest.approx(0.7, abs=1 / BINS),
+        pytest.approx(0.6, abs=1 / BINS),
+        None,
+    ]
+
+
+def test_equal_confidences_are_all_kept(tmp_path):
+    dataset = Pictures(1, 4, 4)
+    result = make(tmp_path, Lookup(np.zeros((256, 3))), dataset, num_classes=3)  # 1 / 3 is no edge of a bin
+    assert result["classes"]["0"]["kept_fraction"] == 1
+    assert not read(tmp_path / f"{dataset.names[0]}.png").any()
+
+
+@pytest.mark.parametrize("call", [1, 5, 9, 10, 14, 18], ids="interrupted at forward {}".format)
+def test_interrupted_and_called_again_it_goes_on_to_the_same_bytes(tmp_path, straight, call):
+    def interrupt(n):
+        if n == call:
+            raise KeyboardInterrupt
+
+    model, out = Network().train(), tmp_path / "out"
+    model.on_call = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        make(out, model)
+    assert model.training
+    assert not (out / "thresholds.json").exists()
+    make(out, model)
+    assert contents(out) == straight
+    assert model.calls == 2 * 9 + 1, "the interrupted image alone is computed again"
+
+
+@pytest.mark.parametrize("images", [0, 4, 9, 13])
+def test_told_to_stop_it_returns_none_and_later_goes_on_to_the_same_bytes(tmp_path, straight, images):
+    model, out = Network(), tmp_path / "out"
+    assert make(out, model, stop=lambda: model.calls == images) is None
+    assert model.calls == images
+    assert make(out, model) is not None
+    assert model.calls == 2 * 9
+    assert contents(out) == straight
+
+
+def test_killed_it_goes_on_from_the_last_save(tmp_path, straight):
+    model, out = Network(), tmp_path / "out"
+
+    def copy(n):  # what a kill -9 at the 8th image would leave
+        if n == 8:
+            shutil.copytree(out, tmp_path / "killed")
+
+    model.on_call = copy
+    make(out, model, save_every=3)
+    again = Network()
+    make(tmp_path / "killed", again)
+    assert again.calls == 2 * 9 - 6
+    assert contents(tmp_path / "killed") == contents(out) == straight
+
+
+def test_a_truncated_map_is_made_again(tmp_path, straight):
+    model, out = Network(), tmp_path / "out"
+    make(out, model, stop=lambda: model.calls == 14)
+    path = out / "street_002.png"
+    path.write_bytes(path.read_bytes()[:40])
+    make(out, model)
+    assert contents(out) == straight
+    assert model.calls == 2 * 9 + 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other network", "other options"])
+def test_progress_that_is_of_no_use_is_dropped_with_a_message(tmp_path, straight, caplog, damage):
+    first, out = Network(seed=int(damage == "other network")), tmp_path / "out"
+    make(out, first, stop=lambda: first.calls == 14, cap=0.5 if damage == "other options" else 0.9)
+    assert (out / "street_002.png").exists()
+    if damage == "truncated":
+        path = out / ".progress.pt"
+        path.write_bytes(path.read_bytes()[:1000])
+    model = Network()
+    with caplog.at_level(logging.WARNING, logger="simfast"):
+        make(out, model)
+    assert "beginning anew" in caplog.text
+    assert model.calls == 2 * 9
+    assert contents(out) == straight
+
+
+def test_a_complete_set_is_read_by_its_own_call_and_refused_to_another(tmp_path, straight):
+    out = tmp_path / "straight"
+    model = Network()
+    assert make(out, model) == json.loads(straight["thresholds.json"])
+    assert model.calls == 0
+    others = [{"model": Network(seed=1)}, {"dataset": Pictures(8)}, {"dataset": Pictures(9, 20, 20)}, {"cap": 0.8}]
+    for other in others:
+        with pytest.raises(ValueError, match=r"thresholds.json: must be of this network, data set and options"):
+            make(out, **other)
+    assert contents(out) == straight
+    (out / "street_004.png").unlink()
+    with pytest.raises(ValueError, match=r"street_004.png: must be there"):
+        make(out)
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    (tmp_path / "street_003.png").write_bytes(b"a picture of the data set")
+    with pytest.raises(ValueError, match=r"street_003.png: must not be there"):
+        make(tmp_path)
+    assert contents(tmp_path) == {"street_003.png": b"a picture of the data set"}
+
+
+def test_a_data_set_read_by_workers_gives_the_same_bytes(tmp_path):
+    pictures = Pictures(3)
+    (tmp_path / "images").mkdir()
+    for name, image in zip(pictures.names, pictures.images, strict=True):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "images" / f"{name}.png")
+    folder = open_pairs(tmp_path / "images", None, (25, 18))
+    make(tmp_path / "here", dataset=folder)
+    make(tmp_path / "workers", dataset=folder, workers=1)
+    assert contents(tmp_path / "here") == contents(tmp_path / "workers")
+    assert {f"{name}.png" for name in pictures.names} | {"thresholds.json"} == set(contents(tmp_path / "here"))
+
+
+def test_bad_input_is_named(tmp_path):
+    mixed, broken = Pictures(2), Network()
+    mixed.images = [mixed.images[0], mixed.images[1][:, :, 1:]]
+    broken.convolution.bias.data[0] = torch.nan
+    for said, options in (
+        (r"softmax_at: must be one of labels, features, got 'logits'", {"softmax_at": "logits"}),
+        (r"cap: must be in \(0, 1\], got 0", {"cap": 0}),
+        (r"num_classes: must be from 2 to 255, got 256", {"num_classes": 256}),
+        (r"num_classes: must be the network's 6, got 19", {"num_classes": 19}),
+        (r"dataset: must have an image", {"dataset": Pictures(0)}),
+        (r"street_001: must have the first image's size", {"dataset": mixed}),
+        (r"logits must be numbers, got NaN at 4050 pixels", {"model": broken}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(tmp_path / said[:5], **options)

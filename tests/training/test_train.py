@@ -1,0 +1,278 @@
+"""The trainer from its command line: what a run leaves, what a resumed run continues, what stops it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from simfast.cli.commands import train
+from simfast.models import checkpoint, deeplab_v2
+from simfast.models.weights import load_weights
+from simfast.report.metrics import read_metrics
+from simfast.runtime.console import StopSignals
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def restore_global_state():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def arguments(settings, out, *more):
+    return [*settings, "--out", str(out), *map(str, more)]
+
+
+def assert_same(first, second, where=""):
+    """Equal bit for bit, all the way down."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}/{i}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def test_two_steps_then_two_more_equal_four_straight(settings, tmp_path):
+    straight = train(arguments(settings, tmp_path / "straight", "--steps", 4))
+    train(arguments(settings, tmp_path / "parts", "--steps", 2))
+    resumed = train(["--resume", str(tmp_path / "parts"), "--steps", "4"])
+    first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("straight", "parts"))
+    del first["config"], second["config"]
+    assert_same(first, second)
+    assert first["step"] == 4
+    assert straight["last"] == resumed["last"]
+    assert int(first["matching"]["bank.written"].sum()) > 0
+
+
+def test_both_stages_from_one_command_equal_the_two_made_one_by_one(settings, tmp_path):
+    together = train(arguments(settings, tmp_path / "all", "--stage", "all", "--steps", 2))
+    train(arguments(settings, tmp_path / "first", "--steps", 2))
+    second = ["--stage", "2", "--stage1", str(tmp_path / "first"), "--out", str(tmp_path / "second")]
+    apart = train([*second, "--steps", "1"])  # the settings are those of stage 1
+    assert apart["row"] == "aa+sim+ssl"
+    apart = train(["--resume", str(tmp_path / "second"), "--steps", "2"])
+    assert together["stage2"]["last"] == apart["last"]
+    first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("all/stage2", "second"))
+    del first["config"], second["config"]
+    assert_same(first, second)
+    labels = tmp_path / "second" / "pseudo-labels"
+    assert {path.name for path in labels.glob("*.png")} == {f"{i}.png" for i in range(4)}
+    assert json.loads((labels / "thresholds.json").read_text())["images"] == 4
+    losses = read_metrics(tmp_path / "second" / "metrics.jsonl")[0]
+    assert losses["seg_target"] > 0
+
+
+def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_path):
+    out = tmp_path / "all"
+    first = train(arguments(settings, out / "stage1", "--steps", 1))
+    (out / "config.yaml").write_text((out / "stage1" / "config.yaml").read_text().replace("stage: 1", "stage: all"))
+    before = (out / "stage1" / "last.pt").stat().st_mtime_ns
+    results = train(["--resume", str(out)])
+    assert results["stage1"] == first
+    assert results["stage2"]["step"] == 1
+    assert (out / "stage1" / "last.pt").stat().st_mtime_ns == before
+    assert json.loads((out / "result.json").read_text()) == results
+    assert checkpoint.resolve(out, "best.pt") == out / "stage2" / "best.pt"
+    with pytest.raises(SystemExit, match="steps: a resumed run keeps its settings"):
+        train(["--resume", str(out), "--steps", "2"])
+
+
+def test_a_part_that_nothing_was_chosen_on_is_scored_at_the_end(settings, tmp_path, capsys):
+    arguments_ = arguments(settings, tmp_path, "--steps", 3, "--report-split", "train", "--method", "source-only")
+    result = train(arguments_)
+    assert result["report"]["last"]["step"] == 3
+    assert result["report"]["best"]["step"] == result["best"]["step"]
+    assert result["report"]["last"]["miou"] != result["last"]["miou"]
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state["last"] == result["last"]
+    assert "report" not in state
+
+
+def test_pictures_without_a_label_have_no_miou_and_stop_no_run(settings, folders, tmp_path):
+    shutil.copytree(folders / "target", tmp_path / "target")
+    for file in (tmp_path / "target" / "val" / "labels").glob("*.png"):
+        Image.new("L", Image.open(file).size, 255).save(file)
+    arguments_ = arguments(settings, tmp_path / "run", "--target-root", tmp_path / "target", "--steps", 4)
+    result = train([*arguments_, "--method", "source-only"])
+    assert (result["last"]["miou"], result["best"]["step"]) == (None, 2)
+
+
+@pytest.mark.slow
+def test_two_stages_on_streets_from_one_command(tmp_path):
+    small = ["--source-size", "64", "48", "--target-size", "64", "48", "--eval-every", "3", "--log-every", "1"]
+    results = train(
+        [
+            "--preset",
+            "streets",
+            "--device",
+            "cpu",
+            "--stage",
+            "all",
+            "--steps",
+            "3",
+            "--schedule-steps",
+            "4",
+            *small,
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    assert [results[f"stage{n}"]["row"] for n in (1, 2)] == ["aa+sim", "aa+sim+ssl"]
+    thresholds = json.loads((tmp_path / "stage2" / "pseudo-labels" / "thresholds.json").read_text())
+    assert thresholds["images"] == 120
+    kept = {name: entry["kept_fraction"] for name, entry in thresholds["classes"].items() if entry["predicted_pixels"]}
+    assert 0 < min(kept.values()) <= 1
+    rows = read_metrics(tmp_path / "stage2" / "metrics.jsonl")
+    assert all(row["seg_target"] > 0 for row in rows if row["kind"] == "train")
+
+
+def test_a_run_does_not_end_before_where_it_is(settings, tmp_path):
+    train(arguments(settings, tmp_path, "--steps", 2, "--method", "source-only"))
+    before = (tmp_path / "result.json").read_text()
+    with pytest.raises(SystemExit, match=r"steps: must be at least 2, where .*last\.pt is, got 1"):
+        train(["--resume", str(tmp_path), "--steps", "1"])
+    assert (tmp_path / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize("transfer", ["fda", "lab"])
+def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, settings, tmp_path):
+    plain, transferred = (
+        train(arguments(settings, tmp_path / name, "--steps", 1, "--method", "source-only", "--transfer", name))
+        for name in ("none", transfer)
+    )
+    assert transferred["row"] == f"source-only+it-{transfer}"
+    losses = [read_metrics(tmp_path / name / "metrics.jsonl")[0]["seg"] for name in ("none", transfer)]
+    assert plain["transfer"] == "none"
+    assert losses[0] != losses[1]
+
+
+def test_a_run_leaves_what_the_readme_promises(settings, tmp_path, capsys):
+    out = tmp_path / "run"
+    result = train(arguments(settings, out, "--steps", 3))
+    names = {path.name for path in out.iterdir()}
+    expected = "best.pt config.yaml curve.png last.pt log.txt metrics.jsonl panel-000002.png panel-000003.png"
+    assert names == {*expected.split(), "result.json", "tensorboard"}
+    assert json.loads((out / "result.json").read_text()) == result
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        ("train", 1),
+        ("train", 2),
+        ("eval", 2),
+        ("train", 3),
+        ("eval", 3),
+    ]
+    assert {"seg", "adv", "d", "stuff", "instance", "lr"} < rows[0].keys()
+    assert result["last"]["step"] == 3
+    assert Image.open(out / "panel-000003.png").size == (3 * 64, 64)
+    table = capsys.readouterr().out
+    assert "building" in table
+    assert "mIoU" in table
+    with pytest.raises(SystemExit, match="holds a run already"):
+        train(arguments(settings, out, "--steps", 3))
+
+
+@pytest.mark.parametrize("method", ["source-only", "aa", "target-only"])
+def test_each_method_trains_what_it_names(method, settings, tmp_path):
+    train(arguments(settings, tmp_path, "--steps", 1, "--method", method))
+    state = checkpoint.load(tmp_path / "last.pt")
+    losses = read_metrics(tmp_path / "metrics.jsonl")[0].keys() - {"kind", "step", "lr"}
+    assert losses == ({"seg", "adv", "d"} if method == "aa" else {"seg"})
+    assert ("discriminator" in state) == (method == "aa")
+    assert "matching" not in state
+
+
+def test_a_start_from_random_weights_is_said_where_the_preset_is_for_pretrained_ones(settings, tmp_path, capsys):
+    train(arguments(settings, tmp_path / "first", "--steps", 1, "--method", "source-only", "--convention", "bgr"))
+    assert "starts from random values" in capsys.readouterr().out
+    second = tmp_path / "second"
+    weights = tmp_path / "first" / "last.pt"
+    train(arguments(settings, second, "--steps", 1, "--method", "source-only", "--weights", weights))
+    assert "random values" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_a_weights_file(settings, tmp_path):
+    train(arguments(settings, tmp_path / "first", "--steps", 1, "--method", "source-only", "--convention", "bgr"))
+    second = tmp_path / "second"
+    train(arguments(settings, second, "--steps", 1, "--weights", tmp_path / "first" / "best.pt"))
+    assert checkpoint.load(second / "last.pt")["convention"] == "bgr"
+    model = deeplab_v2("resnet18")
+    assert load_weights(model, second / "last.pt").matched > 100
+    assert torch.equal(model.conv1.weight, checkpoint.load(second / "last.pt")["model"]["conv1.weight"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_continues(number, settings, tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *arguments(settings, tmp_path, "--steps", 20, "--eval-every", 50),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    step = checkpoint.load(tmp_path / "last.pt")["step"]
+    assert 2 <= step < 20
+    result = train(["--resume", str(tmp_path), "--steps", str(step + 1)])
+    assert result["step"] == step + 1
+    steps = [row["step"] for row in read_metrics(metrics) if row["kind"] == "train"]
+    assert steps == list(range(1, step + 2))
+
+
+def test_a_signal_that_arrives_twice_at_once_still_lets_the_step_end(monkeypatch):
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGINT
+        later = time.monotonic() + 2
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_broken_checkpoint_is_named_and_a_failed_save_leaves_the_old_one(tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"last\.pt: must be a whole file of torch\.save"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save(path, {"step": lambda: 2})
+    assert checkpoint.load(path)["step"] == 1
+    torch.save({"step": 2}, path)
+    with pytest.raises(ValueError, match="must have format 'simfast', got None"):
+        checkpoint.load(path)
+
+
+def test_losses_that_are_not_finite_stop_the_run(settings, tmp_path):
+    with pytest.raises(SystemExit, match="not finite at step"):
+        train(arguments(settings, tmp_path, "--steps", 9, "--lr", "1e30", "--eval-every", 50))
+
+
+def test_missing_data_is_named(settings, tmp_path):
+    with pytest.raises(SystemExit, match="nowhere"):
+        train(arguments(settings, tmp_path, "--steps", 1, "--source-root", tmp_path / "nowhere"))
