@@ -11,7 +11,10 @@ import pytest
 
 from simfast.runtime.console import Progress, set_up_logging
 
-BEGIN = "import logging, sys\nfrom simfast.runtime.console import quiet_pipe, set_up_logging\n"
+BEGIN = """import logging, sys
+from simfast.runtime.console import set_up_logging
+from simfast.runtime.pipe import quiet_pipe
+"""
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from runs import train
 
-from simfast.cli.commands import train
 from simfast.config import Config
 from simfast.models import checkpoint
 from simfast.training.folder import run_folder
