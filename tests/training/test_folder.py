@@ -16,31 +16,32 @@ def everything(folder):
     return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
-BAD_STARTS = {
-    "data": ["--source-root", "nowhere"],
-    "weights": ["--weights", "nowhere.pth"],
-    "pseudo labels": ["--stage", "2", "--pseudo-labels", "nowhere"],
-    "the first of two stages": ["--stage", "all", "--source-root", "nowhere"],
-    "step mode": ["--step-mode", "graph"],
+BAD_STARTS = {  # and what the error says
+    "data": (["--source-root", "nowhere"], "nowhere"),
+    "weights": (["--weights", "nowhere.pth"], "path must be a file, got nowhere.pth"),
+    "pseudo labels": (["--stage", "2", "--pseudo-labels", "nowhere"], "nowhere must be complete"),
+    "the first of two stages": (["--stage", "all", "--source-root", "nowhere"], "nowhere"),
+    "step mode": (["--step-mode", "graph"], "without a GPU"),
 }
+bad_starts = pytest.mark.parametrize(("arguments", "error"), BAD_STARTS.values(), ids=BAD_STARTS)
 
 
-@pytest.mark.parametrize("arguments", BAD_STARTS.values(), ids=BAD_STARTS)
-def test_a_start_that_fails_leaves_nothing_behind(arguments, settings, tmp_path, monkeypatch):
+@bad_starts
+def test_a_start_that_fails_leaves_nothing_behind(arguments, error, settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out in ([], ["--out", "new/run"]):
-        with pytest.raises(SystemExit):
-            train([*settings, *arguments, *out])
+        with pytest.raises(SystemExit, match=error):
+            train([*settings, "--steps", "1", *arguments, *out])
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", BAD_STARTS.values(), ids=BAD_STARTS)
-def test_a_start_that_fails_removes_nothing_that_was_there(arguments, settings, tmp_path):
+@bad_starts
+def test_a_start_that_fails_removes_nothing_that_was_there(arguments, error, settings, tmp_path):
     (tmp_path / "settings.yaml").write_text("lr: 1")
     (tmp_path / "tensorboard").mkdir()
     before = everything(tmp_path)
-    with pytest.raises(SystemExit):
-        train([*settings, *arguments, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=error):
+        train([*settings, "--steps", "1", *arguments, "--out", str(tmp_path)])
     assert everything(tmp_path) == before
 
 
