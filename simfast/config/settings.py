@@ -82,8 +82,8 @@ class Data:
     eval_split: str = "val"
     """The target's part to evaluate on."""
     report_split: str | None = None
-    """The target's part to score once more after training, with the last and the best checkpoint, where --eval-split
-    has served to choose. Default: none."""
+    """The target's part to score once more after training, with the last and the best checkpoint, where the part to
+    evaluate on has served to choose. Default: none."""
     score_classes: Literal["auto", 13, 16, 19] = "auto"
     """Classes whose mean IoU decides which checkpoint is best. auto: those that source and target both label."""
     cache: Path | None = None
@@ -176,7 +176,7 @@ class Step:
     steps: int = 200_000
     """Steps to train."""
     schedule_steps: int = 250_000
-    """Length of the poly schedule, steps; at least --steps."""
+    """Length of the poly schedule, steps; no less than are trained."""
     lr: float = 2.5e-4
     """Learning rate of the backbone."""
     head_lr_factor: float = 10.0
