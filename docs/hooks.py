@@ -1,0 +1,63 @@
+"""What the site takes from outside docs/: pages of the repository, its results, and the table of settings.
+
+Every page is written to be read in the repository as well: its links lead from file to file there. On the site they
+lead to the same pages; a link to a file that is not on the site, source code say, becomes its text.
+"""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+BROUGHT = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/results/adaptation.md", "bench/results/adaptation/*.png")
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+CODE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for pattern in BROUGHT:
+        for path in ROOT.glob(pattern):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    here = PurePosixPath(Path(page.file.abs_src_path).relative_to(ROOT).as_posix())
+    docs = PurePosixPath(Path(config.docs_dir).relative_to(ROOT).as_posix())
+
+    def on_the_site(link: re.Match) -> str:
+        picture, text, target, anchor = link.groups()
+        path = os.path.normpath(here.parent / target)
+        name = os.path.relpath(path, docs) if PurePosixPath(path).is_relative_to(docs) else path
+        if files.get_file_from_path(name):
+            return f"{picture}[{text}]({os.path.relpath(name, PurePosixPath(page.file.src_uri).parent)}{anchor or ''})"
+        return text if (ROOT / path).exists() else link[0]  # mkdocs warns of what is nowhere
+
+    markdown = markdown.replace("<!-- settings -->", settings())
+    parts, last = [], 0
+    for code in CODE.finditer(markdown):
+        parts += [LINK.sub(on_the_site, markdown[last : code.start()]), code[0]]
+        last = code.end()
+    return "".join([*parts, LINK.sub(on_the_site, markdown[last:])])
+
+
+def settings() -> str:
+    """A table for each group of settings: flag, values, default, meaning."""
+    module = griffe.load("simfast.config.config", search_paths=[ROOT])
+    lines = []
+    for name in ("Config",):
+        lines += ["", "| setting | values | default | |", "|---|---|---|---|"]
+        for field in module[name].attributes.values():
+            if "instance-attribute" not in field.labels or not field.docstring:
+                continue
+            flag = "--" + field.name.replace("_", "-")
+            values = re.sub(r"^Literal\[(.*)\]$", r"\1", str(field.annotation)).replace("'", "").replace('"', "")
+            cells = [f"`{flag}`", values, f"`{field.value}`", " ".join(field.docstring.value.split())]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
