@@ -47,17 +47,32 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join([*parts, LINK.sub(on_the_site, markdown[last:])])
 
 
+KINDS = {
+    "bool": "yes or no",
+    "int": "whole number",
+    "float": "number",
+    "str": "name",
+    "Path": "path",
+    "tuple[int, int]": "two whole numbers",
+    "tuple[int, ...]": "whole numbers",
+    "tuple[float, float]": "two numbers",
+}
+
+
 def settings() -> str:
     """A table for each group of settings: flag, values, default, meaning."""
-    module = griffe.load("simfast.config.config", search_paths=[ROOT])
-    lines = []
-    for name in ("Config",):
-        lines += ["", "| setting | values | default | |", "|---|---|---|---|"]
-        for field in module[name].attributes.values():
-            if "instance-attribute" not in field.labels or not field.docstring:
-                continue
-            flag = "--" + field.name.replace("_", "-")
-            values = re.sub(r"^Literal\[(.*)\]$", r"\1", str(field.annotation)).replace("'", "").replace('"', "")
-            cells = [f"`{flag}`", values, f"`{field.value}`", " ".join(field.docstring.value.split())]
+    module, lines = griffe.load("simfast.config.settings", search_paths=[ROOT]), []
+    for group in module.classes.values():
+        lines += ["", f"### {group.name}", "", group.docstring.value, ""]
+        lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
+        for field in group.attributes.values():
+            kind = str(field.annotation).removesuffix(" | None")
+            kind = str(module[kind].value) if kind in module.attributes else kind
+            choices = re.fullmatch(r"Literal\[(.*)\]", kind)
+            kind = re.sub("[\"']", "", choices[1]) if choices else KINDS[kind]
+            flag = field.name.replace("_", "-")
+            flags = f"`--{flag}`, `--no-{flag}`" if kind == KINDS["bool"] else f"`--{flag}`"
+            default = str(field.value).strip("\"'").replace("None", "")
+            cells = (flags, kind, default, " ".join(field.docstring.value.split()))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
