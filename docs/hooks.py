@@ -1,4 +1,4 @@
-"""What the site takes from outside docs/: pages of the repository, its results, and the table of settings.
+"""What the site takes from outside docs/: pages of the repository, its results, an example, the table of settings.
 
 Every page is written to be read in the repository as well: its links lead from file to file there. On the site they
 lead to the same pages; a link to a file that is not on the site, source code say, becomes its text.
@@ -16,7 +16,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 BROUGHT = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/results/adaptation.md", "bench/results/adaptation/*.png")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
-CODE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+SOURCE = re.compile(r"<!-- (\S+\.py) -->")
+CODE = re.compile(r"(^ *```.*?^ *```)", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,12 +40,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"{picture}[{text}]({os.path.relpath(name, PurePosixPath(page.file.src_uri).parent)}{anchor or ''})"
         return text if (ROOT / path).exists() else link[0]  # mkdocs warns of what is nowhere
 
-    markdown = markdown.replace("<!-- settings -->", settings())
-    parts, last = [], 0
-    for code in CODE.finditer(markdown):
-        parts += [LINK.sub(on_the_site, markdown[last : code.start()]), code[0]]
-        last = code.end()
-    return "".join([*parts, LINK.sub(on_the_site, markdown[last:])])
+    if "<!-- settings -->" in markdown:
+        markdown = markdown.replace("<!-- settings -->", settings())
+    markdown = SOURCE.sub(lambda file: f"```python\n{(ROOT / file[1]).read_text()}```", markdown)
+    parts = CODE.split(markdown)
+    parts[::2] = [LINK.sub(on_the_site, text) for text in parts[::2]]
+    return "".join(parts)
 
 
 KINDS = {
