@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # CPU threads that spin while they wait get in the way of whatever else runs.
 export OMP_WAIT_POLICY ?= passive
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+CXX_SOURCES := $(wildcard $(foreach folder,csrc csrc/* tests/*,$(addprefix $(folder)/,*.h *.cpp *.cu *.cuh)))
 
 # torch's CUDA build with nvcc's packages, beside .venv. These tests of others hold what is asked of a GPU, not values.
 TORCH ?= 2.11.0
@@ -31,6 +32,7 @@ train: .venv/simfast
 test: .venv/simfast-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/python -m pytest
 
 test-stub: $(STUB)/ready
