@@ -4,16 +4,19 @@ import contextlib
 import importlib
 import io
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from simfast.cli.commands import main
+from simfast.cli import main
+from simfast.cli.commands import COMMANDS
+from simfast.cli.parse import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
-COMMANDS = ("train", "evaluate", "predict", "pseudo-labels", "prepare", "check-data", "diagnose", "ablate")
+READ_NO_FILE = ("train", "prepare", "check-data", "ablate")
 # Of `simfast` itself, and of `python -m bench.gpu`.
 OTHERS = {"--version", "--tyro-print-completion", "--budget", "--from"}
 
@@ -86,12 +89,20 @@ def test_commands_have_the_settings_that_are_named(page):
     every = OTHERS.union(*map(flags, COMMANDS))
     for line in code(page):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line))
-        if command := re.match(r"(?:simfast|(?:\S+/)?python train\.py|torchrun .*train\.py)\s+([a-z-]*)", line):
-            if command[1] in COMMANDS or "train.py" in line:
-                names = flags(command[1] if command[1] in COMMANDS else "train")
-                named -= {"--nproc-per-node"} if "torchrun" in line else set()
-                assert named <= names, f"{line}: {named - names}"
-            else:
-                assert command[1] == "", f"{line}: no such command"
+        start = re.match(
+            r"(?:torchrun --nproc-per-node N )?(?:\S*python |-m )*(simfast|train\.py)\b *([a-z][a-z-]*)?", line
+        )
+        if start and not line.startswith("python -m simfast."):
+            command = "train" if start[1] == "train.py" else start[2]
+            assert command is None or command in COMMANDS, f"{line}: no such command"
+            known = flags(command) if command else every
+            assert named - {"--nproc-per-node"} <= known, f"{line}: {named - known}"
+            parses(line[start.end() :], command)
         elif line.startswith("--"):
             assert named <= every, f"{line}: {named - every}"
+
+
+def parses(options: str, command: str | None) -> None:
+    """Values too are what the command takes, as far as no file must be read for it, or is left out ("...")."""
+    if command in READ_NO_FILE and not re.search(r"\.\.\.|--(resume|config|stage1|help)\b", options):
+        parse([command, *shlex.split(options.replace(" N", " 2").replace("STEPS", "3"))], COMMANDS)
