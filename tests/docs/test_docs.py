@@ -17,8 +17,8 @@ from simfast.cli.parse import parse
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
 READ_NO_FILE = ("train", "prepare", "check-data", "ablate")
-# Of `simfast` itself, and of `python -m bench.gpu`.
-OTHERS = {"--version", "--tyro-print-completion", "--budget", "--from"}
+# Of `simfast` itself, of `python -m bench.gpu`, and of pip.
+OTHERS = {"--version", "--tyro-print-completion", "--budget", "--from", "--no-build-isolation"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
