@@ -285,8 +285,8 @@ class Ablate:
     seeds: tuple[int, ...] = (0,)
     """One run a row each."""
     warm_up: int = 0
-    """Steps of source-only training that the rows of a seed share, for a short step budget: they start from it, with
-    as many steps as --steps says to follow. target-only trains that much longer."""
+    """Steps of source-only training that the rows of a seed share, for a short step budget: they start from it, and
+    --steps follow. target-only trains that much longer."""
     jobs: int = 1
     """Runs at the same time."""
 

@@ -1,7 +1,10 @@
 """Settings from a command line, where a command has any: which come first, and which a resumed run keeps."""
 
+import ast
 import dataclasses
+import functools
 import inspect
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
@@ -123,26 +126,39 @@ def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
         base: the defaults.
         optional: settings that are to be None where they are not given, and whatever string where they are.
     """
+    own = {field.name: field for field in dataclasses.fields(command) if field.name != "config"}
     fields: list[tuple[str, Any, Any]] = [("config", Annotated[Config, Suppress], dataclasses.field(default=base))]
+    fields += [(name, _explained(command, name, own[name].type), own[name]) for name in own]
     for title, group in GROUPS.items():
         if not set(names(group)) & set(command.READS):
             continue
-        changed: list[tuple[str, Any, Any]] = []
+        shown: list[tuple[str, Any, Any]] = []
         for field in dataclasses.fields(group):
-            if field.name not in command.READS:
-                kind = Annotated[field.type, Suppress]
-                changed.append((field.name, kind, dataclasses.field(default=getattr(base, field.name))))
-            elif field.name in optional:
-                changed.append((field.name, str | None, dataclasses.field(default=None)))
-        # The rest of the group's fields, and the help of all, are inherited.
-        shown = dataclasses.make_dataclass(
-            group.__name__, changed, bases=(group,), frozen=True, namespace={"__doc__": group.__doc__}
-        )
-        rest = {name: getattr(base, name) for name in names(group) if name not in {field[0] for field in changed}}
-        fields.append((title, Annotated[shown, OmitArgPrefixes], dataclasses.field(default=shown(**rest))))
-    return dataclasses.make_dataclass(
-        command.__name__, fields, bases=(command,), frozen=True, kw_only=True, namespace={"__doc__": command.__doc__}
-    )
+            kind, default = field.type, getattr(base, field.name)
+            if field.name in optional:
+                kind, default = str | None, None
+            kind = _explained(group, field.name, kind) if field.name in command.READS else Annotated[kind, Suppress]
+            shown.append((field.name, kind, dataclasses.field(default=default)))
+        made = dataclasses.make_dataclass(group.__name__, shown, frozen=True, namespace={"__doc__": group.__doc__})
+        fields.append((title, Annotated[made, OmitArgPrefixes], dataclasses.field(default=made())))
+    about = {"__doc__": command.__doc__}
+    return dataclasses.make_dataclass(command.__name__, fields, frozen=True, kw_only=True, namespace=about)
+
+
+def _explained(kind: type, name: str, of: Any) -> Any:
+    """A field's type with its docstring as help, in one line: tyro's completion takes a second one for an option."""
+    return Annotated[of, tyro.conf.arg(help=_docstrings(kind)[name])]
+
+
+@functools.cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """The docstrings under the fields of a dataclass."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
 
 
 def _groups(found: Any) -> list[Any]:

@@ -28,9 +28,11 @@ from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
 from simfast.training.folder import RunFolder, run_folder
+from simfast.training.modes import DTYPES
+from simfast.training.optimizers import poly
 from simfast.training.progress import TrainingProgress
 from simfast.training.stage2 import find_pseudo_labels
-from simfast.training.step import DTYPES, Trainer, poly
+from simfast.training.step import Trainer
 
 log = logging.getLogger("simfast")
 # Which of the settings every result is printed with.
