@@ -8,7 +8,13 @@ import torch
 
 import simfast
 
-REMEDY = "build it with `pip install --no-build-isolation -e .`"
+# SIMFAST_NATIVE=1: what is missing for the build is then said instead of left out.
+_FROM = (
+    "--no-build-isolation -e ."
+    if Path(simfast.__file__).parents[1].joinpath("setup.py").exists()
+    else ("--force-reinstall --no-deps --no-binary simfast simfast")
+)
+REMEDY = f"build it with `SIMFAST_NATIVE=1 pip install {_FROM}`"
 
 
 def _load(path: Path) -> str | None:
@@ -44,7 +50,7 @@ def require(op: str, device: torch.device) -> None:
     if device.type not in _devices:
         raise RuntimeError(
             f"{op}: the native library was built without kernels for {device.type}; "
-            f"for CUDA, re{REMEDY.replace('`pip', '`SIMFAST_CUDA=1 pip')}"
+            f"for CUDA, re{REMEDY.replace('SIMFAST_NATIVE=1', 'SIMFAST_CUDA=1')}"
         )
 
 
