@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import torch
 
 import simfast
 from simfast import ops
+from simfast.config import Config
+from simfast.training.build import build_matching
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = Path(simfast.__file__).with_name("_simfast.so")
@@ -66,6 +69,17 @@ def test_without_the_library_matching_says_once_that_it_uses_the_reference(tmp_p
     assert used.stderr.count("\n") == used.stderr.count(said) == 1, used.stderr
     refused = python(MATCHING + "M(4, [0], [1], ops='fused')", copy).stderr.splitlines()[-1]
     assert re.match(r"ValueError: .*ops must be one that is built, got \"fused\": .*missing; build it with `", refused)
+
+
+def test_auto_is_the_reference_on_a_device_that_the_library_was_not_built_for(monkeypatch, caplog):
+    monkeypatch.setattr(ops.library, "_devices", ("cpu",))  # the one that can stand for a GPU everywhere: meta
+    assert build_matching(Config(), 8, torch.device("cpu")).ops == "fused"
+    assert not caplog.messages
+    assert build_matching(Config(), 8, torch.device("meta")).ops == "reference"
+    assert len(caplog.messages) == 1
+    assert "ops: auto uses the reference in PyTorch, which is slower: the native library was built with" in caplog.text
+    with pytest.raises(RuntimeError, match="connected_components: the native library was built without kernels for me"):
+        ops.connected_components(torch.zeros(1, 2, 2, dtype=torch.uint8, device="meta"))
 
 
 def test_with_the_library_matching_says_nothing():
