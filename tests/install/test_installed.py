@@ -63,3 +63,12 @@ def test_a_fresh_installation_trains_evaluates_predicts_and_compares(installed):
     rows = ("--rows", "source-only", "aa")
     installed("simfast", "ablate", "--preset", "streets", "--steps", "2", *rows, "--out", "ab")
     assert len([*(home / "ab").rglob("result.json")]) == 2
+
+
+@pytest.mark.slow
+def test_a_caller_in_strict_types_is_told_the_types(installed, tmp_path):
+    """The wheel says that it is typed, and its public functions are, all of them that `caller.py` calls."""
+    caller = Path(__file__).with_name("caller.py").read_text()
+    (tmp_path / "caller.py").write_text(caller)
+    checked = installed("python", "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path / "caller.py")
+    assert "Success" in checked.stdout
