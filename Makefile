@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # CPU threads that spin while they wait get in the way of whatever else runs.
 export OMP_WAIT_POLICY ?= passive
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+CXX_SOURCES := $(wildcard $(foreach folder,csrc csrc/* tests/*,$(addprefix $(folder)/,*.h *.cpp *.cu *.cuh)))
 
 # Where else than on PyPI torch may come from: its builds for the CPU alone, unless there is an NVIDIA driver. PyPI's for
 # Linux bring gigabytes of CUDA. `make train TORCH_INDEX=` takes PyPI's all the same, TORCH_INDEX=URL another.
@@ -36,6 +37,7 @@ train: .venv/simfast
 test: .venv/simfast-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/python -m pytest
 
 test-stub: $(STUB)/ready

@@ -5,7 +5,7 @@
 
 import sys
 
-from simfast.cli.commands import main
+from simfast.cli import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

@@ -7,19 +7,21 @@
 //                                      they stand here, each after the one before has ended (the caller's duty).
 //   <op>_cuda(args, stream)            launches on `stream` (a cudaStream_t) of the current device and returns at
 //                                      once: no allocation, no synchronisation, no host read, so it can be captured
-//                                      in a graph. Returns nullptr, or CUDA's static error text.
+//                                      in a graph. Returns nullptr, or a static text that says what went wrong; whose
+//                                      op it was, the caller adds.
 //
 // Duties.
 //   Caller: checks sizes and dtypes, allocates outputs and workspace on the right device, makes that device current.
 //   Kernel: writes every element of every output (outputs arrive uninitialised), tolerates any content in the
 //           workspace, leaves nothing in it that a later call needs. Inputs are never written, except where the
 //           contract says in/out; no two arrays overlap.
-//   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, aligned to 64 bytes (CPU) or 256 (CUDA); the function
-//           looks at sizes, dtypes and layout alone, never at a pointer. 0 bytes means the pointer may be null.
+//   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, aligned to 64 bytes (CPU) or 256 (CUDA); the function looks at
+//           sizes, dtypes, layout and the current device alone, never at a pointer. 0 bytes means the pointer may be
+//           null. An op without such a function has no workspace.
 //
-// Limits the caller has checked: every size >= 1; H * W < 2^31 for one image; num_slots, num_segments < 2^31. B * H * W
-// and every offset can exceed 32 bits: 64-bit before multiplying by a stride. Strides count elements, may be 0
-// (expanded) or anything else; alignment is that of one element, no more.
+// Limits the caller has checked: every size >= 1 unless its line says otherwise; H * W < 2^31 for one image; num_slots,
+// num_segments < 2^31. B * H * W and every offset can exceed 32 bits: 64-bit before multiplying by a stride. Strides
+// count elements, may be 0 (expanded) or anything else; alignment is that of one element, no more.
 #pragma once
 
 #include <cstdint>
@@ -156,7 +158,7 @@ const char* segment_mean_backward_cuda(const SegmentMeanBackwardArgs& args, void
 // would lead outside of that, or of the bank, are cut). A query whose class lies outside [0, K), -1 above all, or has
 // no valid row, has distance +inf, row -1 and signs 0. NaN counts as smaller than any number.
 // ---------------------------------------------------------------------------------------------------------------------
-inline constexpr int64_t kNearestShares = 64;
+inline constexpr int64_t kNearestShares = 64;  // that the comparing is dealt out to, whatever the sizes
 
 struct NearestArgs {
     const void* queries;                     // in   [N, D]: f16, bf16, f32, f64

@@ -1,5 +1,5 @@
 """`python -m simfast` is the command `simfast`."""
 
-from simfast.cli.commands import main
+from simfast.cli import main
 
 main()

@@ -57,15 +57,21 @@ struct Component {
     int32_t area, class_index;
 };
 
-// The workspace: B forests, B * num_strips scratches, B lists of components, B tables of slots.
+// The workspace, one array after the other: B forests, B * num_strips scratches, and for each image the rest.
 struct Workspace {
     Forest forest;
     char* scratches;
-    Component* components;  // [H * W] in raster order
     int32_t* slots;         // [H * W + 1 + num_stuff] by code
+    Component* components;  // [H * W] in raster order
+    int32_t* owner;         // [num_slots] which component has the slot, where one has
 
-    static int64_t components_bytes(const RegionsArgs& a) { return a.H * a.W * int64_t{sizeof(Component)}; }
     static int64_t slots_bytes(const RegionsArgs& a) { return align_up((a.H * a.W + 1 + a.num_stuff) * 4, 64); }
+    static int64_t components_bytes(const RegionsArgs& a) { return a.H * a.W * int64_t{sizeof(Component)}; }
+    static int64_t owner_bytes(const RegionsArgs& a) { return regions_num_slots(a) * int64_t{sizeof(int32_t)}; }
+    static int64_t bytes(const RegionsArgs& a) {
+        return a.B * (forest_bytes(a.H, a.W) + a.num_strips * scratch_bytes(a.W) + slots_bytes(a) +
+                      components_bytes(a) + owner_bytes(a));
+    }
 
     Workspace(const RegionsArgs& a, int64_t b) {
         char* at = static_cast<char*>(a.workspace);
@@ -77,6 +83,8 @@ struct Workspace {
         slots = reinterpret_cast<int32_t*>(at + b * slots_bytes(a));
         at += a.B * slots_bytes(a);
         components = reinterpret_cast<Component*>(at + b * components_bytes(a));
+        at += a.B * components_bytes(a);
+        owner = reinterpret_cast<int32_t*>(at + b * owner_bytes(a));
     }
     Scratch scratch(int64_t W, int64_t s) const { return scratch_at(scratches + s * scratch_bytes(W), W); }
 };
@@ -118,8 +126,8 @@ int32_t measure(const RegionsArgs& a, const Workspace& ws, int64_t b, int32_t* a
 }
 
 // Keeps each class's max_instances largest components in its slots of `areas`, largest first, by insertion;
-// `owner[slot]` is the component in it. A component does not pass one of equal area: it comes later in raster order.
-void keep_largest(const RegionsArgs& a, const Workspace& ws, int32_t found, int32_t* areas, int32_t* owner) {
+// ws.owner[slot] is the component in it. A component does not pass one of equal area: it comes later in raster order.
+void keep_largest(const RegionsArgs& a, const Workspace& ws, int32_t found, int32_t* areas) {
     for (int32_t i = 0; i < found; ++i) {
         const Component c = ws.components[i];
         const int64_t first = a.num_stuff + static_cast<int64_t>(c.class_index - a.num_stuff) * a.max_instances;
@@ -127,19 +135,16 @@ void keep_largest(const RegionsArgs& a, const Workspace& ws, int32_t found, int3
         if (c.area <= areas[slot - 1]) continue;
         for (--slot; slot > first && c.area > areas[slot - 1]; --slot) {
             areas[slot] = areas[slot - 1];
-            owner[slot] = owner[slot - 1];
+            ws.owner[slot] = ws.owner[slot - 1];
         }
         areas[slot] = c.area;
-        owner[slot] = i;
+        ws.owner[slot] = i;
     }
 }
 
 }  // namespace
 
-int64_t regions_workspace_cpu(const RegionsArgs& a) {
-    return a.B * (forest_bytes(a.H, a.W) + a.num_strips * scratch_bytes(a.W) + Workspace::components_bytes(a) +
-                  Workspace::slots_bytes(a) + regions_num_slots(a) * 4);
-}
+int64_t regions_workspace_cpu(const RegionsArgs& a) { return Workspace::bytes(a); }
 
 SIMFAST_CLONES void regions_label_cpu(const RegionsArgs& a, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -153,22 +158,19 @@ SIMFAST_CLONES void regions_label_cpu(const RegionsArgs& a, int64_t begin, int64
 
 SIMFAST_CLONES void regions_select_cpu(const RegionsArgs& a, int64_t begin, int64_t end) {
     const int64_t num_slots = regions_num_slots(a);
-    const int64_t owners = a.B * (forest_bytes(a.H, a.W) + a.num_strips * scratch_bytes(a.W) +
-                                  Workspace::components_bytes(a) + Workspace::slots_bytes(a));
     for (int64_t b = begin; b < end; ++b) {
         const Workspace ws(a, b);
         int32_t* areas = a.areas + b * num_slots;
-        int32_t* owner = reinterpret_cast<int32_t*>(static_cast<char*>(a.workspace) + owners) + b * num_slots;
         std::fill(areas, areas + num_slots, 0);
         join_strips(a.labels, b, a.H, a.num_strips, a.connectivity, ws.forest, ws.scratch(a.W, 0), [](int32_t) {});
         const int32_t found = measure(a, ws, b, areas);
-        keep_largest(a, ws, found, areas, owner);
+        keep_largest(a, ws, found, areas);
         ws.slots[0] = -1;
         for (int32_t i = 0; i < a.num_stuff; ++i) ws.slots[1 + i] = i;
         int32_t* slots = ws.slots + 1 + a.num_stuff;
         std::fill(slots, slots + found, -1);
         for (int64_t slot = a.num_stuff; slot < num_slots; ++slot) {
-            if (areas[slot] > 0) slots[owner[slot]] = static_cast<int32_t>(slot);
+            if (areas[slot] > 0) slots[ws.owner[slot]] = static_cast<int32_t>(slot);
         }
     }
 }

@@ -258,7 +258,7 @@ const char* components_cuda(const ComponentsArgs& a, void* stream_pointer) {
     const int32_t seam_blocks = static_cast<int32_t>(ceil_div(tiling.seam_pixels(), kSeamThreads));
     const int32_t write_blocks = static_cast<int32_t>(ceil_div(tiling.pixels(), kWriteThreads * kWritePixels));
     if (a.B * std::max({tiling.tiles(), seam_blocks, write_blocks}) > kMaxGrid) {
-        return "connected_components: the batch has too many pixels for one launch";
+        return "the batch has too many pixels for one launch";
     }
     const char* error = for_label_type(a.labels.dtype, [&](auto example) {
         using T = decltype(example);

@@ -10,6 +10,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#define SIMFAST_HD __host__ __device__ __forceinline__
 // A kernel in parentheses, so that its template arguments may hold commas.
 #define SIMFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
@@ -23,14 +24,16 @@ __device__ __forceinline__ T load_volatile(const T* p) {
 }
 #else
 #include "host_cuda.h"
+#define SIMFAST_HD inline
 using std::max;
 using std::min;
 #endif
 
-#include "common.h"
 #include "kernels.h"
 
 namespace simfast {
+
+SIMFAST_HD constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 constexpr unsigned kFullWarp = 0xFFFFFFFFu;
 constexpr int64_t kMaxGrid = 0x7FFFFFFF;  // blocks along x
@@ -99,25 +102,5 @@ cudaError_t allow_all_shared(Kernel kernel, int64_t static_bytes) {
     const int64_t bytes = max_shared_bytes() - ceil_div(static_bytes, 128) * 128;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
-
-// A run of equal values among the 32 pixels of a warp: is `lane` its first, and how many pixels has it?
-struct Run {
-    bool first;
-    int length;
-};
-__device__ __forceinline__ Run run_at(int lane, unsigned same_left) {
-    const unsigned later_starts = lane == 31 ? 0u : ~same_left >> (lane + 1);
-    return {(same_left >> lane & 1) == 0, later_starts ? __ffs(later_starts) : 32 - lane};
-}
-
-// The union-find's parents as links in an output map in global memory. Loads go to the level-2 cache, where the atomics
-// are done: the first-level cache could serve the same stale link over and over.
-struct LinkNodes {
-    int32_t* entry;
-    __device__ __forceinline__ int32_t load(int32_t n) const { return link_to(__ldcg(entry + n)); }
-    __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const {
-        return link_to(atomicMax(entry + n, link_to(value)));
-    }
-};
 
 }  // namespace simfast

@@ -1,4 +1,5 @@
-// How both passes of segment_mean read segments, and take 16 bytes of feature values apart and together.
+// Feature values of any dtype to fp32 and back, one by one or 16 bytes at a time; and how both passes of segment_mean
+// read segments.
 #pragma once
 
 #include "device.cuh"
@@ -44,14 +45,14 @@ __device__ __forceinline__ Value from_bits(uint32_t word) {
     return v;
 }
 
-// Calls run(Value{}) for the features' element type.
+// Calls run(Value{}) for an array's element type.
 template <typename Run>
 const char* for_value_type(Dtype dtype, const Run& run) {
     switch (dtype) {
         case Dtype::f32: return run(float{});
         case Dtype::f16: return run(__half{});
         case Dtype::bf16: return run(__nv_bfloat16{});
-        default: return "features are not float32, float16 or bfloat16";
+        default: return "values are not float32, float16 or bfloat16";
     }
 }
 

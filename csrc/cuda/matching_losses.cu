@@ -5,10 +5,9 @@
 namespace simfast {
 namespace {
 
-constexpr int kWarps = 32;
-constexpr int kThreads = 128;
-// Slots of a class whose loads stand in flight together.
-constexpr int kBatch = 10;
+constexpr int kWarps = 32;     // at most, of the one block that adds the losses up: each has an image at a time
+constexpr int kThreads = 128;  // of a block of the gradient
+constexpr int kBatch = 10;     // slots of a class whose loads are in flight together
 
 struct LossesShared {
     float stuff[kWarps], instances[kWarps];  // of the image that each warp has
@@ -117,7 +116,7 @@ const char* matching_losses_cuda(const MatchingLossesArgs& a, void* stream) {
 
 const char* matching_losses_backward_cuda(const MatchingLossesBackwardArgs& a, void* stream) {
     const int64_t blocks = ceil_div(a.B * (a.num_stuff + a.num_things * a.max_instances), kThreads);
-    if (blocks > kMaxGrid) return "matching_losses: the batch has too many images for one launch";
+    if (blocks > kMaxGrid) return "the batch has too many images for one launch";
     SIMFAST_LAUNCH(matching_losses_backward_kernel, grid_of(blocks), kThreads, 0, static_cast<cudaStream_t>(stream), a);
     return launch_error();
 }

@@ -201,7 +201,7 @@ const char* run_large(const RegionsArgs& a, cudaStream_t stream) {
     const int32_t gather_blocks = static_cast<int32_t>(ceil_div(tiling.bitmap_words(), kGatherThreads));
     const int32_t write_blocks = static_cast<int32_t>(ceil_div(tiling.pixels(), kWriteThreads * kWritePixels));
     const int64_t most = std::max({tiling.tiles(), seam_blocks, gather_blocks, write_blocks, a.num_things});
-    if (a.B * most > kMaxGrid) return "find_regions: the batch has too many pixels for one launch";
+    if (a.B * most > kMaxGrid) return "the batch has too many pixels for one launch";
 
     const auto cleared = cudaMemsetAsync(a.areas, 0, a.B * regions_num_slots(a) * sizeof(int32_t), stream);
     if (cleared != cudaSuccess) return error_text(cleared);

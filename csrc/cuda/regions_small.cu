@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <typename T>
 const char* run_small(const RegionsArgs& a, cudaStream_t stream) {
-    if (a.B > kMaxGrid) return "find_regions: the batch has too many images for one launch";
+    if (a.B > kMaxGrid) return "the batch has too many images for one launch";
     const int bytes = static_cast<int>(SmallMap::bytes(a.H * ceil_div(a.W, kUnit)));
     const auto kernel = regions_small_kernel<T>;
     const auto error = allow_all_shared(kernel, sizeof(SmallShared));

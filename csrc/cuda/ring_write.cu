@@ -7,8 +7,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-// Loads of a thread that stand in flight together: as many as a thing class has regions in an image.
-constexpr int kBatch = 10;
+constexpr int kBatch = 10;  // vectors of a ring that a thread loads together: a thing class's regions in an image, say
 
 struct RingShared {
     int32_t in_warp[kWarps];
@@ -107,7 +106,7 @@ bool aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(
 }  // namespace
 
 const char* ring_write_cuda(const RingWriteArgs& a, void* stream) {
-    if (a.K > kMaxGrid || a.N > INT32_MAX) return "ring_write: too many rings or vectors for one launch";
+    if (a.K > kMaxGrid || a.N > INT32_MAX) return "too many rings or vectors for one launch";
     return for_value_type(a.storage_dtype, [&](auto example) -> const char* {
         using Value = decltype(example);
         const bool fours = a.D % 4 == 0 && a.vectors_stride % 4 == 0 && aligned(a.vectors, 16) &&

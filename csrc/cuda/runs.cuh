@@ -7,6 +7,7 @@
 #pragma once
 
 #include "device.cuh"
+#include "union_find.cuh"
 
 namespace simfast {
 
@@ -111,7 +112,7 @@ struct Links {
 // the kernels' own, for runs that are no nodes.
 //
 // Entries are read while others store or lower them, without a barrier between: the word that is read is an old or a
-// new one, both lead to the root (common.h), and area is read only after a barrier.
+// new one, both lead to the root (union_find.cuh), and area is read only after a barrier.
 struct Runs {
     uint16_t* starts;
     int32_t* entry;

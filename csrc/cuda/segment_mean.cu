@@ -16,7 +16,8 @@
 #include "features.cuh"
 #include "segment_sums.cuh"
 
-// Free choices, to be measured. The first one moves the bits, the others do not.
+// Free choices: a build with other ones (SIMFAST_CUDA_FLAGS) compares them. The first one moves the bits, the others do
+// not.
 #ifndef SIMFAST_MEAN_BLOCKS
 #define SIMFAST_MEAN_BLOCKS 256  // that an image is cut into, of 32 channels: about two for each multiprocessor
 #endif
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kDivideThreads)
 const char* divide(const SegmentMeanArgs& a, const MeanPlan& plan, const MeanWorkspace& workspace,
                    cudaStream_t stream) {
     const int64_t blocks = ceil_div(a.C, kDivideThreads);
-    if (a.B * a.num_segments * blocks > kMaxGrid) return "segment_mean: the batch is too large for one launch";
+    if (a.B * a.num_segments * blocks > kMaxGrid) return "the batch is too large for one launch";
     SIMFAST_LAUNCH(segment_mean_divide_kernel, grid_of(a.B * a.num_segments * blocks), kDivideThreads, 0, stream, a,
                    plan, workspace, static_cast<unsigned>(blocks));
     return launch_error();
@@ -236,7 +237,7 @@ template <typename Kernel, typename... More>
 const char* run(Kernel kernel, const SegmentMeanArgs& a, const MeanPlan& plan, cudaStream_t stream, More... more) {
     const MeanWorkspace workspace(a.workspace, a, plan);
     const int64_t blocks = a.B * ceil_div(plan.groups, plan.per_lane) * plan.splits * plan.windows;
-    if (blocks > kMaxGrid) return "segment_mean: the batch is too large for one launch";
+    if (blocks > kMaxGrid) return "the batch is too large for one launch";
     const auto error = allow_all_shared(kernel, 0);
     if (error != cudaSuccess) return error_text(error);
     SIMFAST_LAUNCH(kernel, grid_of(blocks), kThreads, plan.shared_bytes, stream, a, plan,

@@ -198,7 +198,7 @@ const char* run_planes(const SegmentMeanBackwardArgs& a, cudaStream_t stream) {
     const int64_t most = ceil_div(int64_t{plan.pixels} + 7, kThreads * int64_t{16 / sizeof(Value)});
     plan.blocks = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(kAimedBlocks, plan.groups), 1, most));
     const int64_t grid = a.B * plan.groups * plan.blocks, table = (a.num_segments + 1) * kTablePitch * sizeof(float);
-    if (grid > kMaxGrid) return "segment_mean: the batch is too large for one launch";
+    if (grid > kMaxGrid) return "the batch is too large for one launch";
     const bool in_shared = table <= kTableBytes;
     const auto kernel = in_shared ? segment_mean_backward_planes_kernel<Value, true>
                                   : segment_mean_backward_planes_kernel<Value, false>;
@@ -218,7 +218,7 @@ const char* run_pixels(const SegmentMeanBackwardArgs& a, cudaStream_t stream) {
     plan.groups = static_cast<int32_t>(ceil_div(a.C, 32 * (wide ? kWide : 1)));
     plan.blocks = static_cast<int32_t>(ceil_div(plan.pixels, kPixelRun * (kThreads / 32)));
     const int64_t grid = a.B * plan.groups * plan.blocks;
-    if (grid > kMaxGrid) return "segment_mean: the batch is too large for one launch";
+    if (grid > kMaxGrid) return "the batch is too large for one launch";
     const auto kernel =
         wide ? segment_mean_backward_pixels_kernel<Value, kWide> : segment_mean_backward_pixels_kernel<Value, 1>;
     SIMFAST_LAUNCH(kernel, grid_of(grid), kThreads, 0, stream, a, plan, SegmentMap(a.segments, a.H, a.W));

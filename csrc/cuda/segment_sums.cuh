@@ -67,6 +67,16 @@ struct SegmentReader {
     __device__ __forceinline__ int32_t of(const RawSegment& raw) const { return raw.within(first_of_window, window); }
 };
 
+// A run of equal values among the 32 pixels of a warp: is `lane` its first, and how many pixels has it?
+struct Run {
+    bool first;
+    int length;
+};
+__device__ __forceinline__ Run run_at(int lane, unsigned same_left) {
+    const unsigned later_starts = lane == 31 ? 0u : ~same_left >> (lane + 1);
+    return {(same_left >> lane & 1) == 0, later_starts ? __ffs(later_starts) : 32 - lane};
+}
+
 // Takes 32 pixels' segments in; returns where runs start. `last` is the segment of the pixel before.
 __device__ __forceinline__ unsigned run_starts(int32_t segment, int32_t& last, int32_t* counts, bool counting) {
     const int lane = threadIdx.x % 32;

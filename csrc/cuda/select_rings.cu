@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) select_rings_kernel(const __grid_con
 
 const char* select_rings_cuda(const SelectRingsArgs& a, void* stream) {
     const int64_t blocks = ceil_div(a.B * a.S, kThreads / 32);
-    if (blocks > kMaxGrid || a.L >= INT32_MAX) return "select_rings: too many slots or classes for one launch";
+    if (blocks > kMaxGrid || a.L >= INT32_MAX) return "too many slots or classes for one launch";
     return for_value_type(a.logits ? a.logits_dtype : Dtype::f32, [&](auto example) {
         const auto kernel = select_rings_kernel<decltype(example)>;
         SIMFAST_LAUNCH(kernel, grid_of(blocks), kThreads, 0, static_cast<cudaStream_t>(stream), a);

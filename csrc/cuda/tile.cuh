@@ -3,6 +3,7 @@
 
 #include "device.cuh"
 #include "runs.cuh"
+#include "union_find.cuh"
 
 namespace simfast {
 

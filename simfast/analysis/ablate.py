@@ -272,13 +272,13 @@ class _Processes:
 
 def _write_settings(run: Run) -> Path:
     """The settings file of a run; never other ones than those that it was begun with."""
-    path, now = run.config.out / "settings.yaml", run.config.portable()
+    path, now = run.config.out / "settings.yaml", run.config.to_dict()
     # A setting that did not exist then has its default.
-    before = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).portable() if path.exists() else now
-    for key, value in now.items():
-        if key not in FREE_ON_RESUME - {"steps"} and before.get(key) != value:
-            raise ValueError(f"{path}: {key} must stay {before.get(key)!r} as the run was begun, got {value!r}")
-    write_text(path, yaml.safe_dump(now, sort_keys=False))
+    before = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).to_dict() if path.exists() else now
+    for key in now:
+        if key not in FREE_ON_RESUME - {"steps"} and before[key] != now[key]:
+            raise ValueError(f"{path}: {key} must stay {before[key]!r} as the run was begun, got {now[key]!r}")
+    write_text(path, yaml.safe_dump(run.config.portable(), sort_keys=False))
     return path
 
 

@@ -1,1 +1,53 @@
-"""The command line."""
+"""The command `simfast`. Its help needs neither torch nor anything else that takes long to import."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+# CPU threads that wait by spinning make a step several times slower as soon as another program wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Deterministic matrix products on a GPU need this before the first one (NVIDIA cuBLAS documentation).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if os.environ.get("RANK", "0") != "0":  # one progress bar for all processes of torchrun
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """`simfast COMMAND ...`.
+
+    Raises:
+        SystemExit: 0 if all is well, else 1 with what went wrong; 2 for a bad command line; 128 + the signal's number.
+    """
+    status = call(sys.argv[1:] if argv is None else argv)
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def call(argv: Sequence[str]) -> Any:
+    """What a command line's command returns: its exit status, or the result of a run.
+
+    Raises:
+        SystemExit: what went wrong, in one line; help.
+    """
+    argv = list(argv) or ["--help"]
+    if argv == ["--version"]:
+        from simfast import __version__
+
+        print(f"simfast {__version__}")
+        return 0
+    try:
+        from simfast.cli.commands import COMMANDS
+        from simfast.cli.parse import parse
+        from simfast.runtime.console import set_up_logging
+    except ModuleNotFoundError as error:
+        if error.name in ("tyro", "yaml", "tqdm"):
+            raise SystemExit("simfast: needs its training packages: pip install 'simfast[train]'") from error
+        raise
+    try:
+        command = parse(argv, COMMANDS)
+        set_up_logging()
+        return command.run()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"simfast {argv[0]}: {error}") from error
+    except KeyboardInterrupt:  # where no step is to be finished, or for the second time
+        raise SystemExit(130) from None

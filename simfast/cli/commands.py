@@ -1,116 +1,189 @@
-"""The command `simfast`: what is done around a training run. Every command takes the settings of train.py as well."""
+"""The commands of `simfast`: what each reads from the command line, and what it calls."""
 
 import dataclasses
 import json
 import logging
-import os
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-# CPU threads that wait by spinning make a step several times slower as soon as another program wants a core.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Deterministic matrix products on a GPU need this before the first one (NVIDIA cuBLAS documentation).
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-if os.environ.get("RANK", "0") != "0":  # one progress bar for all processes of torchrun
-    os.environ["TQDM_DISABLE"] = "1"
+from tyro.conf import Positional
 
-from tyro.conf import OmitArgPrefixes, Positional
-
-from simfast.analysis import ablate
-from simfast.analysis.diagnose import diagnose, diagnosis_text
-from simfast.cli.parse import parse, parse_command
 from simfast.config import Config
-from simfast.config.presets import RECIPES
-from simfast.data import open_dataset
-from simfast.data.check import check_part, report_text
-from simfast.data.classes import CLASS_SETS
-from simfast.data.loader import evaluation_loader
-from simfast.data.parts import arguments_of, open_part
-from simfast.data.prepare import prepare
-from simfast.inference.evaluate import evaluate
-from simfast.inference.predict import predict
-from simfast.models import checkpoint
-from simfast.models.restore import Restored, restore_model
-from simfast.models.weights import read_weights
-from simfast.report.scores import evaluation_report, evaluation_text
-from simfast.runtime.console import set_up_logging
-from simfast.runtime.environment import pick_device
-from simfast.runtime.files import write_text
-from simfast.training.run import run
-from simfast.training.stage2 import label_target
+from simfast.config.config import names
+from simfast.config.settings import Data, Losses
+
+# What takes long to import is imported where a command runs: help does without.
+if TYPE_CHECKING:
+    from simfast.models.restore import Restored
 
 log = logging.getLogger("simfast")
-Settings = Annotated[Config, OmitArgPrefixes]
+
+EVERYTHING = tuple(names(Config))
+_START = ("preset", "config")
+# Where a part of the data is, and what it is in training.
+_DATA = (
+    *("source", "source_root", "source_split", "source_ids", "source_images", "source_size"),
+    *("target", "target_root", "target_split", "target_ids", "target_size", "eval_split", "report_split"),
+    *("method", "cache", "workers"),
+)
+_NETWORK = ("convention", "head_dilations", "device", "workers")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """`simfast COMMAND ...`; without a known command, says which there are.
-
-    Raises:
-        SystemExit: 0 if all is well, else 1 with what went wrong; 2 for a bad command line; 128 + the signal's number.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    name, *rest = argv or ["--help"]
-    if name not in COMMANDS:
-        lines = [f"  {key:14} {(command.__doc__ or '').split(chr(10))[0]}" for key, command in COMMANDS.items()]
-        print("\n".join(["usage: simfast COMMAND ...; simfast COMMAND --help explains it", "", *lines]))
-        raise SystemExit(0 if name in ("--help", "-h") else f"simfast: unknown command {name!r}")
-    if name == "train":
-        train(rest)
-        return
-    set_up_logging()
-    try:
-        raise SystemExit(_parse(COMMANDS[name], rest).run())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"simfast {name}: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
-def train(argv: list[str]) -> dict[str, Any]:
-    """What `simfast train` does, and its result."""
-    try:
-        return run(parse(argv))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"simfast train: {error}") from error
-    except KeyboardInterrupt:  # where no step is to be finished, or for the second time
-        raise SystemExit(130) from None
-
-
-def _parse(command: type, argv: list[str]) -> Any:
-    """The command with its settings: those of the checkpoint that it is about, where that holds any, come first."""
-    stored = None
-    names = {field.name for field in dataclasses.fields(command)}
-    if "checkpoint" in names and argv and not {"-h", "--help"} & set(argv):
-        if argv[0].startswith("-"):  # else the settings stored with it would quietly not count
-            raise ValueError(f"checkpoint: must come before the options, got {argv[0]} first")
-        found = read_weights(checkpoint.resolve(Path(argv[0]), getattr(command, "default_name", "best.pt"))).settings
-        # A file of the released code has the network of the released recipe.
-        released = RECIPES["released"] | {"recipe": "released"}
-        stored = Config.from_dict(released if found is None else found, argv[0])
-    return parse_command(command, argv, stored)
-
-
-def _restore(path: Path, config: Config) -> Restored:
+def _restore(path: Path, config: Config) -> "Restored":
     """The network of a run folder or a checkpoint, on the device that the settings name."""
+    from simfast.models import checkpoint
+    from simfast.models.restore import restore_model
+    from simfast.runtime.environment import pick_device
+
     convention = None if config.convention == "auto" else config.convention
-    dilations, device = config.head_dilations, pick_device(config.device)
     path = checkpoint.resolve(path, "best.pt")
-    return restore_model(path, head_dilations=dilations, convention=convention, device=device)
+    device = pick_device(config.device)
+    return restore_model(path, head_dilations=config.head_dilations, convention=convention, device=device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Adapt a network from a labelled source to an unlabelled target.
+
+    By stuff and instance matching on top of an adversarial loss; without a setting, on the embedded `streets`. A
+    setting counts where it is given here, else in --config, else in --preset; with --resume, the run's own come first.
+    `torchrun --nproc-per-node N -m simfast train ...` trains with N processes, each with a batch and a GPU of its own.
+    """
+
+    READS: ClassVar[Sequence[str]] = EVERYTHING
+
+    config: Config
+
+    def run(self) -> dict[str, Any]:
+        from simfast.training.run import run
+
+        return run(self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a network on held-out images at the labels' own resolution.
+
+    IoU of each class, and their means over the classes asked for and over 19, 16 and 13.
+    """
+
+    READS: ClassVar[Sequence[str]] = (
+        *(*_START, *_NETWORK),
+        *("target", "target_root", "target_ids", "target_size", "eval_split", "score_classes", "cache"),
+    )
+
+    checkpoint: Positional[Path]
+    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    config: Config
+    report: Path | None = None
+    """JSON file for the scores."""
+
+    def run(self) -> int:
+        from simfast.data.classes import CLASS_SETS
+        from simfast.data.loader import evaluation_loader
+        from simfast.data.parts import open_part
+        from simfast.inference.evaluate import evaluate
+        from simfast.report.scores import evaluation_report, evaluation_text
+
+        config, restored = self.config, _restore(self.checkpoint, self.config)
+        held_out = open_part(config, "held-out")
+        # What is scored must not ask for the source's files: the held-out labels' classes where nothing else is said.
+        class_ids = held_out.class_ids if config.score_classes == "auto" else CLASS_SETS[config.score_classes]
+        scores, _ = evaluate(
+            restored.model,
+            evaluation_loader(held_out, 1, config.workers, restored.device),
+            class_ids,
+            restored.convention,
+            restored.device,
+            labelled_ids=held_out.class_ids,
+        )
+        found = evaluation_report(scores, restored.weights, f"{config.target} {config.eval_split}", len(held_out))
+        _tell(found, evaluation_text(found), self.report)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Label pictures: OUT/labels (ids as PNG), OUT/colour (Cityscapes' palette) and OUT/overlay."""
+
+    READS: ClassVar[Sequence[str]] = (*_START, *_NETWORK, "target_size")
+
+    checkpoint: Positional[Path]
+    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    inputs: Positional[tuple[Path, ...]]
+    """Pictures of any size, and folders of them."""
+    config: Config
+    out: Path = Path("predictions")
+    """Folder to write to."""
+    input_size: tuple[int, int] | None = None
+    """Width and height that the network sees. Default: the area of --target-size in the picture's own proportions."""
+    label_ids: bool = False
+    """Write Cityscapes' label ids, as its server wants them, instead of train ids."""
+
+    def run(self) -> int:
+        from simfast.inference.predict import predict
+
+        restored = _restore(self.checkpoint, self.config)
+        skipped = predict(
+            restored.model,
+            restored.convention,
+            self.inputs,
+            self.out,
+            target_size=self.config.target_size,
+            size=self.input_size,
+            device=restored.device,
+            label_ids=self.label_ids,
+            workers=max(1, self.config.workers),
+        )
+        log.info("%s: labels/, colour/, overlay/", self.out)
+        return int(bool(skipped))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels:
+    """Label the target's training images with a trained network where it is confident.
+
+    Eq. 9 and section 6.2. Stage 2 does so itself, where it is given --stage1.
+    """
+
+    READS: ClassVar[Sequence[str]] = (
+        *(*_START, "recipe", *_NETWORK),
+        *("target", "target_root", "target_split", "target_size", "cache", "pseudo_cap", "pseudo_softmax"),
+    )
+
+    checkpoint: Positional[Path]
+    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    out: Path
+    """Folder of the labels."""
+    config: Config
+
+    def run(self) -> int:
+        from simfast.training.stage2 import label_target
+
+        restored = _restore(self.checkpoint, self.config)
+        made = label_target(self.config, restored, self.out, restored.device)
+        log.info("%s: %d label maps and thresholds.json", self.out, made["images"])
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Fill --cache with resized images and labels, so that training decodes no PNG.
 
     Give the settings that training will be given. What is there already is kept.
     """
 
-    config: Settings
+    READS: ClassVar[Sequence[str]] = (*_START, *_DATA, "source_images")
+
+    config: Config
 
     def run(self) -> int:
+        from simfast.data import open_dataset
+        from simfast.data.parts import arguments_of
+        from simfast.data.prepare import prepare
+
         config = self.config
         if config.cache is None:
             raise ValueError("cache: must name the folder to fill, got none")
@@ -120,13 +193,18 @@ class Prepare:
         return 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckData:
     """Read every file that training with these settings would read, and list what is missing or broken."""
 
-    config: Settings
+    READS: ClassVar[Sequence[str]] = (*_START, *_DATA, "source_images")
+
+    config: Config
 
     def run(self) -> int:
+        from simfast.data.check import check_part, report_text
+        from simfast.data.parts import arguments_of
+
         config = self.config
         parts = arguments_of(config).items()
         found = {part: check_part(**arguments, workers=config.workers, cache=config.cache) for part, arguments in parts}
@@ -134,107 +212,26 @@ class CheckData:
         return int(any(part.problems for part in found.values()))
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
-    """Label the target's training images with a trained network where it is confident (Eq. 9, section 6.2)."""
-
-    checkpoint: Positional[Path]
-    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
-    config: Settings
-    """--out is the folder of the labels."""
-
-    def run(self) -> int:
-        config = self.config
-        if config.out is None:
-            raise ValueError("out: must name the folder of the pseudo labels, got none")
-        made = label_target(config, _restore(self.checkpoint, config), config.out, pick_device(config.device))
-        log.info("%s: %d label maps and thresholds.json", config.out, made["images"])
-        return 0
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Score a network on the held-out part at the labels' own resolution: IoU per class; means over 19, 16 and 13."""
-
-    checkpoint: Positional[Path]
-    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
-    config: Settings
-    report: Path | None = None
-    """JSON file for the scores."""
-
-    def run(self) -> int:
-        config = self.config
-        if self.report is not None:
-            self.report.parent.mkdir(parents=True, exist_ok=True)
-        restored = _restore(self.checkpoint, config)
-        held_out = open_part(config, "held-out")
-        # What is scored must not ask for the source's files: the held-out labels' classes where nothing else is said.
-        class_ids = held_out.class_ids if config.score_classes == "auto" else CLASS_SETS[config.score_classes]
-        scores, _ = evaluate(
-            restored.model,
-            evaluation_loader(held_out, 1, config.workers, pick_device(config.device)),
-            class_ids,
-            restored.convention,
-            pick_device(config.device),
-            labelled_ids=held_out.class_ids,
-        )
-        data = f"{config.target} {config.eval_split}"
-        found = evaluation_report(scores, restored.weights, data, len(held_out))
-        log.info("%s", evaluation_text(found))
-        if self.report is not None:
-            write_text(self.report, json.dumps(found, indent=1) + "\n")
-        return 0
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Label pictures: OUT/labels (ids as PNG), OUT/colour (Cityscapes' palette) and OUT/overlay.
-
-    --out is the folder to write to; default: predictions.
-    """
-
-    checkpoint: Positional[Path]
-    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
-    inputs: Positional[tuple[Path, ...]]
-    """Pictures of any size, and folders of them."""
-    config: Settings
-    input_size: tuple[int, int] | None = None
-    """Width and height that the network sees. Default: the area of --target-size in the picture's own proportions."""
-    label_ids: bool = False
-    """Write Cityscapes' label ids, as its server wants them, instead of train ids."""
-
-    def run(self) -> int:
-        config = self.config
-        restored = _restore(self.checkpoint, config)
-        out = config.out or Path("predictions")
-        skipped = predict(
-            restored.model,
-            restored.convention,
-            self.inputs,
-            out,
-            target_size=config.target_size,
-            size=self.input_size,
-            device=pick_device(config.device),
-            label_ids=self.label_ids,
-            workers=max(1, config.workers),
-        )
-        log.info("%s: labels/, colour/, overlay/", out)
-        return int(bool(skipped))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnose:
-    """Say what matching and the losses do at a run's checkpoint: banks, regions, distances, gradients. Trains nothing.
+    """Say what matching and the losses do at a run's checkpoint, without training.
 
-    Over training pairs in the loader's order. Labels of the target's training images, where there are any, serve for
-    purity and for comparing gradients here; training does not see them.
+    Banks, regions, distances, gradients, over training pairs in the loader's order. Labels of the target's training
+    images, where there are any, serve for purity and for comparing gradients here; training does not see them.
     """
 
-    default_name: ClassVar[str] = "last.pt"
+    CHECKPOINT: ClassVar[str] = "last.pt"
+    READS: ClassVar[Sequence[str]] = (
+        *_START,
+        *(name for name in names(Data) if name not in ("eval_split", "report_split", "score_classes")),
+        *(name for name in names(Losses) if name not in ("self_training", "teacher_decay")),
+        *("gate", "fill_rule", "bank_dtype", "match_pseudo_labels", "ops"),
+        *("precision", "batch_size", "seed", "device", "pseudo_labels"),
+    )
 
     checkpoint: Positional[Path]
-    """Run folder (its last checkpoint) or a checkpoint of train.py."""
-    config: Settings
+    """Run folder (its last checkpoint) or a checkpoint of a run."""
+    config: Config
     pairs: int = 50
     """Source and target images to go over; whole batches."""
     gradient_pairs: int = 10
@@ -247,10 +244,12 @@ class Diagnose:
     """JSON file for all of it."""
 
     def run(self) -> int:
-        if self.report is not None:
-            self.report.parent.mkdir(parents=True, exist_ok=True)
+        from simfast.analysis.diagnose import diagnose, diagnosis_text
+        from simfast.models import checkpoint
+        from simfast.runtime.environment import pick_device
+
         found = diagnose(
-            checkpoint.resolve(self.checkpoint, self.default_name),
+            checkpoint.resolve(self.checkpoint, self.CHECKPOINT),
             self.config,
             pick_device(self.config.device),
             pairs=self.pairs,
@@ -258,53 +257,68 @@ class Diagnose:
             bank_images=self.bank_images,
             fresh_banks=self.fresh_banks,
         )
-        log.info("%s", diagnosis_text(found))
-        if self.report is not None:
-            write_text(self.report, json.dumps(found, indent=1) + "\n")
+        _tell(found, diagnosis_text(found), self.report)
         return 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ablate:
     """Train rows of the paper's tables with several seeds, and write their table beside the paper's figures.
 
     Rows: source-only, aa, aa+it, aa+sim, aa+it+sim, aa+sim+ssl, aa+it+sim+ssl, target-only; each may carry settings of
-    its own, as in "aa+sim,lambda_ci=0.1". Groups: modules (Tables 2 and 6), lambda_ci (Table 3), w (Table 4). "it" is
-    --source-images or --transfer; fda where neither is given. Call again to continue; --out is the folder of all runs.
+    its own, as in "aa+sim,lambda_ci=0.1". aa is adversarial adaptation, it image transfer (--source-images or
+    --transfer; fda where neither is given), ssl stage 2. Groups: modules (Tables 2 and 6), lambda_ci (Table 3), w
+    (Table 4). Call again to continue.
     """
 
-    config: Settings
+    READS: ClassVar[Sequence[str]] = tuple(
+        name
+        for name in EVERYTHING
+        if name not in ("stage", "method", "out", "resume", "seed", "stage1", "pseudo_labels")
+    )
+
+    out: Path
+    """Folder of all runs."""
+    config: Config
     rows: tuple[str, ...] = ("modules",)
     """Rows and groups of rows."""
     seeds: tuple[int, ...] = (0,)
     """One run a row each."""
     warm_up: int = 0
-    """Steps of source-only training that the rows of a seed share, for a short step budget: they start from it, and
-    --steps follow. target-only trains that much longer."""
+    """Steps of source-only training that the rows of a seed share, for a short step budget: they start from it, with
+    as many steps as --steps says to follow. target-only trains that much longer."""
     jobs: int = 1
     """Runs at the same time."""
 
     def run(self) -> int:
-        config = self.config
-        if config.out is None:
-            raise ValueError("out: must name the folder of the runs, got none")
+        from simfast.analysis import ablate
+
+        config = dataclasses.replace(self.config, out=self.out)
         runs = ablate.plan(list(self.rows), list(self.seeds), config, self.warm_up)
         ablate.check_data(runs)
         failed = ablate.run_all(runs, jobs=self.jobs)
-        log.info(
-            "\n%s\n\n%s: ablation.md, ablation.json, curves.png, panel.png",
-            ablate.table(ablate.summarise(runs)),
-            config.out,
-        )
+        table = ablate.table(ablate.summarise(runs))
+        log.info("\n%s\n\n%s: ablation.md, ablation.json, curves.png, panel.png", table, self.out)
         return int(bool(failed))
 
 
+def _tell(found: dict[str, Any], text: str, report: Path | None) -> None:
+    """What was found, for the terminal, and as JSON where a file is named."""
+    from simfast.runtime.files import write_text
+
+    log.info("%s", text)
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write_text(report, json.dumps(found, indent=1) + "\n")
+
+
 COMMANDS: dict[str, type] = {
-    "prepare": Prepare,
-    "check-data": CheckData,
-    "pseudo-labels": PseudoLabels,
+    "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "pseudo-labels": PseudoLabels,
+    "prepare": Prepare,
+    "check-data": CheckData,
     "diagnose": Diagnose,
     "ablate": Ablate,
 }

@@ -1,95 +1,186 @@
-"""Settings from a command line: those of `simfast train`, and of the commands beside it."""
+"""Settings from a command line, where a command has any: which come first, and which a resumed run keeps."""
 
-import argparse
 import dataclasses
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, NamedTuple, Union
 
-import torch
 import tyro
 import yaml
+from tyro.conf import OmitArgPrefixes, Suppress
 
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, Config
+from simfast.config.config import flattened, names
 from simfast.config.presets import PRESETS, RECIPES
-from simfast.models import checkpoint
+from simfast.config.settings import GROUPS
 
-Command = TypeVar("Command")
+DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM, CVPR 2020).
+
+simfast COMMAND --help explains a command, simfast --version says which this is.
+Completion: simfast --tyro-print-completion bash (zsh, tcsh), to be sourced."""
 
 
-def parse(argv: list[str]) -> Config:
-    """The settings of a command line of `train.py`, with preset, recipe, file, stage 1 and resumed run resolved.
+class Start(NamedTuple):
+    """The options that decide what the others change, as they were given; None where they were not."""
+
+    preset: str | None = None
+    recipe: str | None = None
+    config: str | None = None
+    resume: str | None = None
+    device: str | None = None
+    stage: str | None = None
+    stage1: str | None = None
+    checkpoint: Path | None = None
+
+
+def parse(argv: Sequence[str], commands: dict[str, type]) -> Any:
+    """The command of a command line, with all that its settings follow from resolved: preset, recipe, file, checkpoint,
+    resumed run.
+
+    Args:
+        argv: the command's name and its options.
+        commands: dataclasses by name. A field `config` holds the settings, of which the class attribute READS names
+            those that can be given; the docstrings are the help.
 
     Raises:
         SystemExit: after printing what was wrong with the command line, or its help.
+        ValueError, OSError: naming the file or setting.
     """
-    try:
-        base = starting_point(argv)
-        config = tyro.cli(Config, args=argv, default=base, prog="train.py")
-        if config.resume is not None:
-            _check_resumed(config, base)
-            if config.stage != "all":
-                config = dataclasses.replace(config, resume=checkpoint.resolve(config.resume))
-        return config
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"train.py: {error}") from None
+    command, base = commands.get(argv[0]), Config()
+    if command is not None:
+        base = starting_point(_start(command, argv[1:]), getattr(command, "CHECKPOINT", "best.pt"))
+    kinds = []
+    for name, one in commands.items():
+        first, *_ = help_ = inspect.getdoc(one).splitlines()
+        described = tyro.conf.subcommand(name, description="\n".join(help_) if one is command else first)
+        kinds.append(Annotated[_options(one, base if one is command else Config()), described])
+    found = tyro.cli(Union[tuple(kinds)], args=argv, prog="simfast", description=DESCRIPTION)  # noqa: UP007
+    settings = {name: getattr(group, name) for group in _groups(found) for name in names(type(group))}
+    config = dataclasses.replace(base, **settings)
+    if config.resume is not None and "resume" in command.READS:
+        config = _resumed(config, base)
+    own = {name: getattr(found, name) for name in names(command) if name != "config"}
+    return command(**own, config=config)
 
 
-def starting_point(argv: list[str], stored: Config | None = None) -> Config:
-    """What a command line's settings change: a resumed run's, or those of preset, recipe and file, in this order.
+def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
+    """What a command line's settings change: a resumed run's, or those of checkpoint, preset, recipe and file.
+
+    Settings stored with a checkpoint are the starting point where no preset or file is named, and their recipe is where
+    none is.
 
     Args:
-        argv: the command line.
-        stored: settings that came with a checkpoint; they are the starting point where no preset or file is named, and
-            their recipe is where none is.
+        start: what was given.
+        checkpoint_name: which of a run folder's checkpoints is meant.
 
     Raises:
         ValueError, OSError: naming the file or setting.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--recipe", "--config", "--resume", "--device", "--stage", "--stage1"):
-        early.add_argument(name)
-    known, _ = early.parse_known_args(argv)
-    if known.resume is not None:
-        return _resumed(Path(known.resume))
-    if known.stage == "2" and known.stage1 is not None and stored is None:
-        # Stage 2 repeats stage 1 with pseudo labels added: its settings are the ones to repeat.
-        first = checkpoint.load(checkpoint.resolve(Path(known.stage1), "best.pt"))
-        stored = Config.from_dict(first["config"], known.stage1) if "config" in first else None
-    settings = _read_settings(Path(known.config)) if known.config is not None else {}
-    recipe = known.recipe or settings.get("recipe", stored.recipe if stored else "paper")
+    if start.resume is not None:
+        return _begun(Path(start.resume))
+    stored = _stored(start, checkpoint_name)
+    settings = _read_settings(Path(start.config)) if start.config is not None else {}
+    recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
     if recipe not in RECIPES:
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    if stored is not None and known.preset is None and known.config is None:
+    if stored is not None and start.preset is None and start.config is None:
         base = dataclasses.replace(stored, out=None, resume=None)
-        return base if known.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
-    preset = known.preset or settings.get("preset", "auto")
+        return base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+    preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
-        device = known.device or settings.get("device", "auto")
-        preset = "streets-gpu" if device != "cpu" and torch.cuda.is_available() else "streets"
+        preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
     if preset not in PRESETS:
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
     base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
-    return Config.from_dict(settings, str(known.config), dataclasses.replace(base, recipe=recipe))
+    return Config.from_dict(settings, str(start.config), dataclasses.replace(base, recipe=recipe))
 
 
-def parse_command(command: type[Command], argv: list[str], stored: Config | None = None) -> Command:
-    """One of `simfast`'s commands: a dataclass whose field `config` takes every setting of `train.py` as well.
+# ----------------------------------------------------------------------------------------------------------------------
+# A command's options
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _start(command: type, argv: Sequence[str]) -> Start:
+    """What decides the starting point: the command line, read for the first time."""
+    options = _options(command, Config(), Start._fields)
+    try:
+        argv = [argument for argument in argv if argument not in ("-h", "--help")]
+        found = tyro.cli(options, args=argv, console_outputs=False)
+    except SystemExit:  # read for the second time, it is told what is wrong
+        return Start()
+    given = {name: getattr(group, name) for group in _groups(found) for name in names(type(group))}
+    given = {name: value for name, value in given.items() if name in command.READS}
+    given |= {name: getattr(found, name) for name in names(command) if name != "config"}
+    return Start(**{name: given[name] for name in Start._fields if name in given})
+
+
+def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
+    """A command with its settings in their groups, as tyro takes it.
 
     Args:
-        command: the dataclass; its docstring is the help.
-        argv: what follows the command's name.
-        stored: settings that came with the checkpoint that the command is about.
+        command: the dataclass.
+        base: the defaults.
+        optional: settings that are to be None where they are not given, and whatever string where they are.
     """
-    defaults = {
-        field.name: field.default if field.default is not dataclasses.MISSING else tyro.MISSING
-        for field in dataclasses.fields(command)
-    }
-    default = command(**defaults | {"config": starting_point(argv, stored)})
-    name = "".join("-" * (i > 0 and c.isupper()) + c.lower() for i, c in enumerate(command.__name__))
-    return tyro.cli(command, args=argv, default=default, prog=f"simfast {name}")
+    fields: list[tuple[str, Any, Any]] = [("config", Annotated[Config, Suppress], dataclasses.field(default=base))]
+    for title, group in GROUPS.items():
+        if not set(names(group)) & set(command.READS):
+            continue
+        changed: list[tuple[str, Any, Any]] = []
+        for field in dataclasses.fields(group):
+            if field.name not in command.READS:
+                kind = Annotated[field.type, Suppress]
+                changed.append((field.name, kind, dataclasses.field(default=getattr(base, field.name))))
+            elif field.name in optional:
+                changed.append((field.name, str | None, dataclasses.field(default=None)))
+        # The rest of the group's fields, and the help of all, are inherited.
+        shown = dataclasses.make_dataclass(
+            group.__name__, changed, bases=(group,), frozen=True, namespace={"__doc__": group.__doc__}
+        )
+        rest = {name: getattr(base, name) for name in names(group) if name not in {field[0] for field in changed}}
+        fields.append((title, Annotated[shown, OmitArgPrefixes], dataclasses.field(default=shown(**rest))))
+    return dataclasses.make_dataclass(
+        command.__name__, fields, bases=(command,), frozen=True, kw_only=True, namespace={"__doc__": command.__doc__}
+    )
 
 
-def _resumed(path: Path) -> Config:
+def _groups(found: Any) -> list[Any]:
+    return [getattr(found, title) for title in GROUPS if hasattr(found, title)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where settings come from
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _gpu_is_meant(device: str) -> bool:
+    import torch  # here: a command's help does without it, where it can
+
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def _stored(start: Start, checkpoint_name: str) -> Config | None:
+    """The settings that came with the checkpoint that a command is about, or with stage 1's for stage 2."""
+    from simfast.models import checkpoint
+    from simfast.models.weights import read_weights
+
+    if start.checkpoint is not None:
+        settings = read_weights(checkpoint.resolve(start.checkpoint, checkpoint_name)).settings
+        # A file of the released code has the network of the released recipe.
+        released = RECIPES["released"] | {"recipe": "released"}
+        return Config.from_dict(released if settings is None else settings, str(start.checkpoint))
+    if start.stage == "2" and start.stage1 is not None:
+        # Stage 2 repeats stage 1 with pseudo labels added: its settings are the ones to repeat.
+        first = checkpoint.load(checkpoint.resolve(Path(start.stage1), "best.pt"))
+        return Config.from_dict(first["config"], start.stage1) if "config" in first else None
+    return None
+
+
+def _begun(path: Path) -> Config:
+    """The settings of the run to be continued."""
+    from simfast.models import checkpoint
+
     if path.is_dir() and not (path / "last.pt").exists() and (path / "config.yaml").exists():
         # The folder of --stage all: its two runs are inside.
         stored = Config.from_dict(_read_settings(path / "config.yaml"), str(path / "config.yaml"))
@@ -106,13 +197,18 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must be YAML, got {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: must hold a mapping of settings, got {type(loaded).__name__}")
-    settings = {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    settings = flattened({str(key).replace("-", "_"): value for key, value in loaded.items()}, str(path))
     for key in COMMAND_LINE_ONLY & settings.keys():
         raise ValueError(f"{path}: {key} belongs on the command line, got {settings[key]!r}")
     return settings
 
 
-def _check_resumed(config: Config, stored: Config) -> None:
+def _resumed(config: Config, stored: Config) -> Config:
+    """The settings to continue with.
+
+    Raises:
+        ValueError: one that a run keeps was changed.
+    """
     if config.out != stored.out:  # where its best checkpoint and its metrics are
         raise ValueError(f"out: a resumed run stays in its folder {stored.out}, got {config.out}")
     before, now = stored.to_dict(), config.to_dict()
@@ -123,3 +219,4 @@ def _check_resumed(config: Config, stored: Config) -> None:
             raise ValueError(
                 f"{key}: a resumed run keeps its settings ({before[key]!r} in {config.resume}), got {now[key]!r}"
             )
+    return config if config.stage == "all" else dataclasses.replace(config, resume=stored.resume)

@@ -1,10 +1,11 @@
-"""The trainer's settings: one frozen dataclass."""
+"""All settings of a run as one frozen dataclass: what goes together, and how they are stored."""
 
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from simfast.config.settings import GROUPS, Data, Losses, Matching, Model, Run, Step
 
 
 def _require(holds: bool, name: str, rule: str, came: Any) -> None:
@@ -12,175 +13,15 @@ def _require(holds: bool, name: str, rule: str, came: Any) -> None:
         raise ValueError(f"{name}: {rule}, got {came!r}")
 
 
-DataSet = Literal["streets", "camvid", "folder", "gta5", "synthia", "cityscapes"]
-
-
 @dataclass(frozen=True)
-class Config:
+class Config(Step, Matching, Losses, Model, Data, Run):
     """Adapt a segmentation network from a labelled source to an unlabelled target by stuff and instance matching.
 
-    Order of precedence: this command line, then --config, then --preset. With --resume, the stored settings come first.
+    Its fields are those of the six groups of `simfast.config.settings`, in one name space.
+
+    Raises:
+        ValueError: values that are out of range or do not go together; names the setting, the rule and what came.
     """
-
-    stage: Literal[1, 2, "all"] = 1
-    """1 trains on source labels and adapts (Eq. 12). 2 starts anew with pseudo labels of the target as well (Eq. 13).
-    all: one after the other, in OUT/stage1 and OUT/stage2."""
-    method: Literal["source-only", "aa", "aa+sim", "target-only"] = "aa+sim"
-    """Source labels alone; plus adversarial adaptation; plus stuff and instance matching; or target labels alone."""
-    preset: Literal["auto", "streets", "streets-gpu", "camvid", "camvid-cpu", "gta5", "synthia"] = "auto"
-    """Named starting point; gta5 and synthia are the paper's. auto: streets on a CPU, streets-gpu on a GPU."""
-    recipe: Literal["paper", "released"] = "paper"
-    """Sets every option in which the authors' released code differs from what they wrote."""
-    config: Path | None = None
-    """YAML file of settings, named as here (with - or _)."""
-    out: Path | None = None
-    """Run folder. Default: a new one under runs/."""
-    resume: Path | None = None
-    """Run folder or checkpoint to continue, with its own settings."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train. auto: the GPU where there is one."""
-    seed: int = 0
-    """Seed of initial weights, data order and flips."""
-
-    source: DataSet = "gta5"
-    """Labelled data set."""
-    source_root: Path | None = None
-    """Its folder (streets is embedded and has none)."""
-    source_split: str = "train"
-    """Its part to train on."""
-    source_ids: Path | None = None
-    """YAML or JSON map {raw id: train id} of a folder's labels. Default: they are Cityscapes train ids."""
-    source_images: Path | None = None
-    """Folder of transferred source images under the source's own names, used in their place (image transfer, IT)."""
-    transfer: Literal["none", "fda", "lab"] = "none"
-    """Image transfer in the step itself, towards the target images of the batch: swap of low-frequency amplitudes
-    (FDA, Yang and Soatto 2020), or mean and deviation in CIE Lab (Reinhard et al. 2001)."""
-    fda_beta: float = 0.01
-    """Half-width of FDA's window, as a share of the image's shorter side."""
-    source_size: tuple[int, int] = (1280, 720)
-    """Width and height of source images in training, pixels."""
-    target: DataSet = "cityscapes"
-    """Unlabelled data set to adapt to, and to evaluate on."""
-    target_root: Path | None = None
-    """Its folder."""
-    target_split: str = "train"
-    """Its part to adapt to."""
-    target_ids: Path | None = None
-    """Like source-ids, for its evaluation labels."""
-    target_size: tuple[int, int] = (1024, 512)
-    """Width and height of target images in training and evaluation, pixels; scored at the labels' own size."""
-    eval_split: str = "val"
-    """The target's part to evaluate on."""
-    report_split: str | None = None
-    """The target's part to score once more after training, with the last and the best checkpoint, where --eval-split
-    has served to choose. Default: none."""
-    score_classes: Literal["auto", 13, 16, 19] = "auto"
-    """Classes whose mean IoU decides which checkpoint is best. auto: those that source and target both label."""
-    cache: Path | None = None
-    """Folder that `simfast prepare` filled for these settings; the data sets' own files are then not read."""
-    flip: bool = False
-    """Mirror half of the training images."""
-    workers: int = 4
-    """Processes that read data, or threads where a cache has it all; 0 = the trainer's own."""
-
-    arch: Literal["resnet18", "resnet50", "resnet101", "vgg16"] = "resnet101"
-    """Backbone of DeepLabV2 (section 5.1)."""
-    weights: Path | None = None
-    """Initial weights: AdaptSegNet, SIM, torchvision or our own. Default: random."""
-    convention: Literal["auto", "bgr", "rgb"] = "auto"
-    """Input the weights expect: BGR minus caffe's mean, or RGB with ImageNet's. auto: what their file tells."""
-    head_dilations: tuple[int, ...] = (6, 12, 18, 24)
-    """Dilations of the head's summed convolutions (released code: 6 12)."""
-    batch_norm: Literal["train", "frozen", "per-domain"] = "train"
-    """Batch statistics in training; or the stored ones; or batch statistics of which the target's alone are stored."""
-
-    lambda_seg: float = 1.0
-    """Weight of the segmentation loss (Eq. 12)."""
-    lambda_adv: float = 0.001
-    """Weight of the adversarial loss (Eq. 12, section 5.1)."""
-    lambda_ci: float = 0.01
-    """Weight of stuff and instance matching (Eq. 12); belongs to L1 distances divided by the channels."""
-    lambda_ci_stage2: float = 0.01
-    """The same in stage 2 (Eq. 13; released code: 0.001)."""
-    lambda_d: float = 1.0
-    """Weight of the discriminator's loss (Eq. 12; the released code halves both terms: 0.5)."""
-    adversary: Literal["bce", "ls-gan"] = "bce"
-    """Adversarial loss: binary cross entropy (Eq. 2, 3), or least squares (Mao et al. 2017)."""
-    stuff_rows: int = 50
-    """w: remembered vectors of a stuff class (Eq. 5); a thing class remembers w * z."""
-    max_instances: int = 10
-    """z: the most regions of a thing class in an image (Algorithm 1)."""
-    gate: Literal["none", "released"] = "none"
-    """Whether the head must assign a pooled vector to its own class for it to count (released code)."""
-    fill_rule: Literal["any", "full"] = "any"
-    """A class takes part in matching from its first vector on, or once its ring has wrapped (released code)."""
-    bank_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What remembered vectors are stored in. bfloat16 halves the memory and the time to read it; a distance moves by at
-    most 1/256 of the remembered vector's L1 norm. auto: bfloat16 where features are of 16 bits, that is in bf16 and
-    fp16 (--precision), else float32."""
-    match_pseudo_labels: bool = True
-    """In stage 2 a pseudo label replaces the prediction in matching (Eq. 11; the released code does not)."""
-    ops: Literal["auto", "reference", "fused"] = "auto"
-    """Region and matching operations: pure PyTorch, or the compiled kernels. auto: compiled where they are built."""
-
-    self_training: Literal["none", "online"] = "none"
-    """online, beyond the paper: a mean teacher labels target images, on which half of the classes of a source image are
-    pasted; the network learns from the mixed images too (DACS, Tranheden et al. 2021)."""
-    lambda_mix: float = 1.0
-    """Weight of the segmentation loss on mixed images."""
-    teacher_decay: float = 0.999
-    """What stays of the mean teacher at a step."""
-    confidence: float = 0.968
-    """A target image's mixed pixels count with the share of its pixels of which the teacher is surer than this."""
-
-    stage1: Path | None = None
-    """For stage 2: the run folder of stage 1 (its best checkpoint) or a checkpoint, which makes the pseudo labels."""
-    pseudo_labels: Path | None = None
-    """For stage 2: folder of pseudo labels; used if complete, else made there. Default: OUT/pseudo-labels."""
-    pseudo_cap: float = 0.9
-    """Upper bound of a class's confidence threshold, its median confidence (section 6.2)."""
-    pseudo_softmax: Literal["labels", "features"] = "labels"
-    """Confidence: softmax of the upsampled logits, or softmax at stride 8, then upsampled (released code)."""
-
-    step_mode: Literal["auto", "eager", "compile", "graph", "compile+graph"] = "auto"
-    """How a step runs: operator by operator; with networks compiled by torch; as one CUDA graph; or both. auto: a graph
-    on a GPU where it can be captured, else eager."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic inside the networks; weights, losses and matching stay fp32 (what is remembered: bank-dtype). auto:
-    bf16 on a GPU that has it, else fp32. fp16 scales the losses. fp32 on a GPU is what torch takes for it: convolutions
-    by cuDNN multiply in TF32 (11 bits of mantissa) and add in fp32, unless torch.backends.cudnn.allow_tf32 is switched
-    off."""
-    batch_size: int = 1
-    """Images of each domain in a step; with torchrun, of each of its processes."""
-    steps: int = 200_000
-    """Steps to train."""
-    schedule_steps: int = 250_000
-    """Length of the poly schedule, steps; at least --steps."""
-    lr: float = 2.5e-4
-    """Learning rate of the backbone."""
-    head_lr_factor: float = 10.0
-    """The head's learning rate over the backbone's (released code: 10, for a pretrained backbone)."""
-    lr_d: float = 1e-4
-    """Learning rate of the discriminator (Adam)."""
-    power: float = 0.9
-    """Power of the poly schedule, for both."""
-    momentum: float = 0.9
-    """SGD momentum."""
-    nesterov: bool = True
-    """Nesterov momentum (the released code has none)."""
-    weight_decay: float = 5e-4
-    """SGD weight decay."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Adam's betas, for the discriminator."""
-
-    log_every: int = 100
-    """Steps between two readings of the losses."""
-    eval_every: int = 5000
-    """Steps between two evaluations, each with a checkpoint and a panel picture."""
-    panel_images: int = 4
-    """Held-out images in the panel picture; 0 = no picture."""
-    deterministic: bool = True
-    """Same seed, same bits, also on a GPU."""
 
     def __post_init__(self):
         for name in ("batch_size", "steps", "log_every", "eval_every", "stuff_rows", "max_instances"):
@@ -254,29 +95,34 @@ class Config:
         return "+".join([first + transferred, *rest, *([] if self.stage == 1 else ["ssl"])])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, for YAML and checkpoints."""
+        """Plain numbers, strings and lists by setting, for checkpoints."""
         import pydantic  # here and below: a step alone does without it
 
         return pydantic.TypeAdapter(Config).dump_python(self, mode="json")
 
-    def portable(self) -> dict[str, Any]:
-        """`to_dict` without what belongs to one run alone: a YAML file that --config takes."""
-        return {key: value for key, value in self.to_dict().items() if key not in COMMAND_LINE_ONLY}
+    def portable(self) -> dict[str, dict[str, Any]]:
+        """`to_dict` by group, without what belongs to one run alone: a settings file that --config takes."""
+        settings = self.to_dict()
+        return {
+            name: {key: settings[key] for key in names(group) if key not in COMMAND_LINE_ONLY}
+            for name, group in GROUPS.items()
+        }
 
     @staticmethod
     def from_dict(settings: dict[str, Any], where: str, base: "Config | None" = None) -> "Config":
         """`base` with some settings replaced; without it, the settings of a run, perhaps an older one.
 
+        Args:
+            settings: values by setting, in their groups or without (as older runs stored them).
+            where: where they came from, for the error.
+            base: what they change.
+
         Raises:
-            ValueError: an unknown key (naming the closest one) or a bad value, with `where` it came from.
+            ValueError: an unknown key (naming the closest one), one in the wrong group, or a bad value; names `where`.
         """
         import pydantic
 
-        names = [field.name for field in dataclasses.fields(Config)]
-        for key in settings:
-            if key not in names:
-                closest = difflib.get_close_matches(key, names, n=1, cutoff=0)
-                raise ValueError(f"{where}: unknown key {key!r}; the closest one is {closest[0]!r}")
+        settings = flattened(settings, where)
         try:
             before = Config().to_dict() | OLDER_RUNS if base is None else base.to_dict()
             return pydantic.TypeAdapter(Config).validate_python(before | settings)
@@ -284,6 +130,37 @@ class Config:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise ValueError(f"{where}: {key + ': ' if key else ''}{first['msg']}, got {first['input']!r}") from None
+
+
+def names(group: type) -> list[str]:
+    """The settings of a group."""
+    return [field.name for field in dataclasses.fields(group)]
+
+
+def flattened(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Values by setting, of a mapping in which they may stand in their groups.
+
+    Raises:
+        ValueError: an unknown key, naming the closest one; a setting in a group that is not its own, or twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        group = GROUPS.get(key)
+        if group is not None and not isinstance(value, dict | None):
+            raise ValueError(f"{where}: {key} must be a mapping of settings, got {value!r}")
+        for name, one in [(key, value)] if group is None else (value or {}).items():
+            name = str(name).replace("-", "_")
+            own = next((other for other, fields in GROUPS.items() if name in names(fields)), None)
+            if own is None:
+                known = [*names(Config), *GROUPS]
+                closest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+                raise ValueError(f"{where}: unknown key {name!r}; the closest one is {closest[0]!r}")
+            if group is not None and own != key:
+                raise ValueError(f"{where}: {name} belongs to {own}, got it in {key}")
+            if name in found:
+                raise ValueError(f"{where}: {name} must be given once, got {found[name]!r} and {one!r}")
+            found[name] = one
+    return found
 
 
 # What runs did that do not name the setting, where that is not its default.

@@ -13,11 +13,14 @@ def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
     """What `open_dataset` is to be given for each part that training with these settings reads: "source" (not with
     target-only), "target", "held-out" and, where there is one, "report"; without pseudo labels, which are no part of
     the data, and without the cache."""
-    target = {"name": config.target, "root": config.target_root, "size": config.target_size}
-    own_labels = config.method == "target-only"
-    parts: dict[str, dict[str, Any]] = {}
-    if not own_labels:
-        parts["source"] = {
+    parts = [] if config.method == "target-only" else ["source"]
+    parts += ["target", "held-out"] + ([] if config.report_split is None else ["report"])
+    return {part: _arguments(config, part) for part in parts}
+
+
+def _arguments(config: Config, part: str) -> dict[str, Any]:
+    if part == "source":
+        return {
             "name": config.source,
             "root": config.source_root,
             "split": config.source_split,
@@ -25,21 +28,18 @@ def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
             "ids": config.source_ids,
             "images": config.source_images,
         }
-    parts["target"] = target | {
-        "split": config.target_split,
-        "labelled": own_labels,
-        "ids": config.target_ids if own_labels else None,
-    }
-    scored = target | {"resize_labels": False, "ids": config.target_ids}
-    parts["held-out"] = scored | {"split": config.eval_split}
-    if config.report_split is not None:
-        parts["report"] = scored | {"split": config.report_split}
-    return parts
+    target = {"name": config.target, "root": config.target_root, "size": config.target_size}
+    if part == "target":
+        own_labels = config.method == "target-only"
+        ids = config.target_ids if own_labels else None
+        return target | {"split": config.target_split, "labelled": own_labels, "ids": ids}
+    split = config.eval_split if part == "held-out" else config.report_split
+    return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 
 
 def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> SegmentationDataset:
     """A part of `arguments_of`; the target with pseudo labels where their folder is given."""
-    arguments = arguments_of(config)[part]
+    arguments = _arguments(config, part)
     if pseudo_labels is not None:
         arguments |= {"labelled": True, "labels": pseudo_labels}
     return open_dataset(**arguments, cache=config.cache)

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import train
 
 from simfast.analysis.gradients import TRUTH, GradientTally, term_gradients
 from simfast.analysis.region_statistics import RegionTally, bank_spacing, describe_regions, nearest_rows
-from simfast.cli import commands
-from simfast.cli.commands import train
+from simfast.cli import main
 from simfast.config import Config
 from simfast.data.classes import NUM_CLASSES
 from simfast.matching import StuffInstanceMatching
@@ -39,7 +39,7 @@ def run(settings, tmp_path_factory):
 def simfast(*arguments):
     """The exit code of `simfast ARGUMENTS`, or its message."""
     with pytest.raises(SystemExit) as exit_:
-        commands.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return exit_.value.code
 
 

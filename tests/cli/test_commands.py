@@ -1,15 +1,24 @@
 """The command `simfast`, from its command line: each command on a run of seconds."""
 
+import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import train
 
-from simfast.cli import commands
-from simfast.cli.commands import COMMANDS, train
+from simfast import __version__
+from simfast.cli import main
+from simfast.cli.commands import COMMANDS
+from simfast.cli.parse import parse
+from simfast.config import Config
 from simfast.models import checkpoint, deeplab_v2
 
 
@@ -26,27 +35,113 @@ def run(settings, tmp_path_factory):
     return out, train([*settings, "--out", str(out), "--steps", "2"])
 
 
+def data_of(settings):
+    """What of a training run's command line names its data."""
+    command, reads = iter(settings), {"--" + name.replace("_", "-") for name in COMMANDS["prepare"].READS}
+    found, kept = [], False
+    for argument in command:
+        kept = argument in reads if argument.startswith("--") else kept
+        found += [argument] if kept else []
+    return found
+
+
 def simfast(*arguments):
     """The exit code of `simfast ARGUMENTS`, or its message."""
     with pytest.raises(SystemExit) as exit_:
-        commands.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return exit_.value.code
+
+
+def explained(capsys, *arguments):
+    """The options in the help of a command line."""
+    assert simfast(*arguments, "--help") == 0
+    return set(re.findall(r"(--[a-z0-9][a-z0-9-]*)", capsys.readouterr().out))
 
 
 def test_help_names_every_command(capsys):
     assert simfast("--help") == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in COMMANDS)
-    assert simfast("trian") == "simfast: unknown command 'trian'"
+    assert simfast("trian") == 2
+    assert "trian" in capsys.readouterr().err
+    assert simfast("--version") == 0
+    assert capsys.readouterr().out == f"simfast {__version__}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself_and_the_trainers_settings(name, capsys, monkeypatch):
+def test_every_command_explains_itself_and_what_it_reads(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert simfast(name, "--help") == 0
-    explained = capsys.readouterr().out
-    assert COMMANDS[name].__doc__.split(".")[0].split("\n")[0][:60] in explained
-    assert "--target-root" in explained
+    options = explained(capsys, name)
+    own = {field.name for field in dataclasses.fields(COMMANDS[name])} - {"config", "checkpoint", "inputs"}
+    wanted = {"--" + setting.replace("_", "-") for setting in own | {*COMMANDS[name].READS}}
+    assert wanted <= options
+    hidden = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)} - wanted
+    defaults = {"--no-flip", "--no-deterministic"}
+    mentioned = {"--stage1", "--method", "--transfer", "--resume", "--preset", "--config", "--pseudo-labels", "--steps"}
+    assert not (options & hidden) - defaults - mentioned, "a setting that the command does not read"
+
+
+def test_help_shows_what_preset_and_checkpoint_make_the_defaults(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for arguments, text in [
+        (["train", "--preset", "synthia"], "(default: 1280 760)"),
+        (["predict", run[0]], "(default: 64 64)"),
+    ]:
+        assert simfast(*arguments, "--help") == 0
+        assert text in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from simfast.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "pydantic", "matplotlib", "PIL", "tensorboard"}
+    assert not heavy & set(done.stderr.split())
+    assert "pseudo-labels" in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_every_command_and_its_options(shell, capsys):
+    assert not simfast("--tyro-print-completion", shell)
+    script = capsys.readouterr().out
+    assert all(name in script for name in [*COMMANDS, "--lambda-adv", "--label-ids"])
+
+
+def test_without_its_packages_the_command_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("simfast.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert simfast("train") == "simfast: needs its training packages: pip install 'simfast[train]'"
+
+
+class Spy(Config):
+    """Settings that remember which of them are read."""
+
+    read: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name):
+        Spy.read.add(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "pseudo-labels", "prepare", "check-data"])
+def test_a_command_reads_the_settings_that_it_explains(name, run, settings, folders, tmp_path, monkeypatch):
+    Image.new("RGB", (50, 40)).save(tmp_path / "photo.png")
+    arguments = {
+        "evaluate": [run[0]],
+        "predict": [run[0], tmp_path / "photo.png", "--out", tmp_path / "out"],
+        "pseudo-labels": [run[0], "--out", tmp_path / "labels"],
+        "prepare": [*data_of(settings), "--cache", tmp_path / "cache", "--report-split", "val"],
+        "check-data": [*data_of(settings), "--report-split", "val"],
+    }[name]
+    command = parse([name, *map(str, arguments)], COMMANDS)
+    spied = Spy(**{field.name: getattr(command.config, field.name) for field in dataclasses.fields(Config)})
+    Spy.read.clear()
+    assert dataclasses.replace(command, config=spied).run() == 0
+    read = Spy.read & {field.name for field in dataclasses.fields(Config)}
+    # What was trained is told by the checkpoint.
+    assert read | {"method"} == {*command.READS, "method"} - {"preset", "config", "recipe"}
 
 
 def test_evaluate_scores_a_run_as_it_scored_itself(run, tmp_path, capsys):
@@ -99,14 +194,10 @@ def test_pseudo_labels_from_any_checkpoint(run, tmp_path):
     assert len(list((tmp_path / "labels").glob("*.png"))) == 4
     classes = json.loads((tmp_path / "labels" / "thresholds.json").read_text())["classes"]
     assert all(entry["threshold"] is None or entry["threshold"] <= 0.9 for entry in classes.values())
-    assert (
-        simfast("pseudo-labels", out)
-        == "simfast pseudo-labels: out: must name the folder of the pseudo labels, got none"
-    )
 
 
 def test_training_from_a_cache_gives_the_same_bits(settings, run, tmp_path):
-    assert simfast("prepare", *settings, "--steps", 2, "--cache", tmp_path / "cache") == 0
+    assert simfast("prepare", *data_of(settings), "--cache", tmp_path / "cache") == 0
     train([*settings, "--out", str(tmp_path / "run"), "--steps", "2", "--cache", str(tmp_path / "cache")])
     first, second = (checkpoint.load(path / "last.pt") for path in (run[0], tmp_path / "run"))
     assert all(torch.equal(first["model"][name], tensor) for name, tensor in second["model"].items())
@@ -114,13 +205,13 @@ def test_training_from_a_cache_gives_the_same_bits(settings, run, tmp_path):
 
 
 def test_check_data_names_what_is_broken(settings, folders, tmp_path, capsys):
-    assert simfast("check-data", *settings, "--steps", 2) == 0
+    assert simfast("check-data", *data_of(settings)) == 0
     root = tmp_path / "target"
     shutil.copytree(folders / "target", root)
     (root / "train" / "images" / "2.png").write_bytes(b"not a picture")
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(root / "val" / "labels" / "1.png")
     capsys.readouterr()
-    assert simfast("check-data", *settings, "--steps", 2, "--target-root", root) == 1
+    assert simfast("check-data", *data_of(settings), "--target-root", root) == 1
     found = capsys.readouterr().out
     assert "train/images/2.png" in found
     assert "val/labels/1.png" in found
@@ -128,15 +219,14 @@ def test_check_data_names_what_is_broken(settings, folders, tmp_path, capsys):
 
 
 def test_errors_are_one_line_that_names_the_command(settings, tmp_path):
-    message = simfast("prepare", *settings, "--steps", 2)
+    message = simfast("prepare", *data_of(settings))
     assert message == "simfast prepare: cache: must name the folder to fill, got none"
     assert "nowhere" in simfast("evaluate", tmp_path / "nowhere")
 
 
-def test_a_checkpoint_behind_the_options_is_refused(run):
-    # Its settings are the starting point, which must be known before the options are read.
-    message = "simfast evaluate: checkpoint: must come before the options, got --workers first"
-    assert simfast("evaluate", "--workers", 0, run[0]) == message
+def test_a_checkpoint_is_found_behind_the_options_too(run, capsys):
+    # Its settings are the starting point.
+    assert parse(["evaluate", "--workers", "3", str(run[0])], COMMANDS).config.arch == "resnet18"
 
 
 def test_predict_asks_for_pictures(run, tmp_path):

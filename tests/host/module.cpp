@@ -192,13 +192,23 @@ py::array select_rings(const py::array_t<int32_t>& areas, const py::array_t<int6
     return rings.array();
 }
 
+// What both directions of matching_losses have.
+template <typename Args>
+void set_slots(Args& a, const py::array_t<int64_t>& rows, const py::array_t<int64_t>& rings, int64_t num_stuff,
+               int64_t max_instances, int64_t divisor) {
+    a.rows = rows.data(), a.rings = rings.data();
+    a.B = rows.shape(0), a.num_stuff = num_stuff, a.num_things = (rows.shape(1) - num_stuff) / max_instances;
+    a.max_instances = max_instances, a.divisor = divisor;
+}
+
 py::tuple matching_losses(const py::array_t<float>& distances, const py::array_t<int64_t>& rows,
                           const py::array_t<int64_t>& rings, int64_t num_stuff, int64_t max_instances,
                           int64_t divisor) {
-    const int64_t B = rows.shape(0), things = (rows.shape(1) - num_stuff) / max_instances;
+    MatchingLossesArgs a{};
+    a.distances = distances.data(), a.dtype = Dtype::f32;
+    set_slots(a, rows, rings, num_stuff, max_instances, divisor);
     Output<float> stuff({1}), instances({1});
-    MatchingLossesArgs a{distances.data(), Dtype::f32, rows.data(), rings.data(), B, num_stuff, things,
-                         max_instances, divisor, stuff.data(), instances.data()};
+    a.stuff = stuff.data(), a.instances = instances.data();
     raise_if(matching_losses_cuda(a, nullptr));
     return py::make_tuple(stuff.array(), instances.array());
 }
@@ -206,10 +216,11 @@ py::tuple matching_losses(const py::array_t<float>& distances, const py::array_t
 py::array matching_losses_backward(float grad_stuff, float grad_instances, const py::array_t<int64_t>& rows,
                                    const py::array_t<int64_t>& rings, int64_t num_stuff, int64_t max_instances,
                                    int64_t divisor) {
-    const int64_t B = rows.shape(0), things = (rows.shape(1) - num_stuff) / max_instances;
-    Output<float> grad({B, rows.shape(1)});
-    MatchingLossesBackwardArgs a{&grad_stuff, &grad_instances, Dtype::f32, rows.data(), rings.data(), B, num_stuff,
-                                 things, max_instances, divisor, grad.data()};
+    MatchingLossesBackwardArgs a{};
+    a.grad_stuff = &grad_stuff, a.grad_instances = &grad_instances, a.dtype = Dtype::f32;
+    set_slots(a, rows, rings, num_stuff, max_instances, divisor);
+    Output<float> grad({a.B, rows.shape(1)});
+    a.grad_distances = grad.data();
     raise_if(matching_losses_backward_cuda(a, nullptr));
     return grad.array();
 }

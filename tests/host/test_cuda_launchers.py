@@ -41,6 +41,14 @@ def test_a_refusal_is_said_once_and_the_next_call_is_not_blamed(library, op, err
         np.testing.assert_array_equal(got, want)
 
 
+def test_what_no_launch_can_hold_is_said_without_the_ops_name(library):
+    """The binding puts it before: once is enough."""
+    one = np.zeros((1, 1), np.int64)
+    logits = np.broadcast_to(np.float32(0), (1, 2**31 - 1))
+    with pytest.raises(RuntimeError, match=r"^too many slots or classes for one launch"):
+        library.select_rings(one.astype(np.int32), one[0], logits, "float32", one[0])
+
+
 @pytest.mark.parametrize("op", ["regions", "segment_mean"])
 def test_calls_of_any_size_ask_for_the_same_shared_memory(library, op):
     """The limit belongs to the kernel, not to a call: two host threads of different sizes would undo each other's."""

@@ -76,7 +76,7 @@ MUTANTS = {
     "a union loses the link it replaced": (
         "components",
         "components",
-        "common.h",
+        "cuda/union_find.cuh",
         "            if (above == high) return high;",
         "            return above == high ? high : -1;",
     ),

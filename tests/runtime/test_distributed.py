@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import train
 
-from simfast.cli.commands import train
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, checkpoint, deeplab_v2, normalise

@@ -73,8 +73,10 @@ void check_components(const LabelMap& labels, const Shape& s, int32_t connectivi
     std::vector<Array<int32_t>> results;
     for (const int64_t strips : {int64_t{1}, (s.H + 1) / 2, s.H}) {
         Array<int32_t> ids(s.B * pixels), counts(s.B);
-        ComponentsArgs a{labels,    s.B,          s.H,    s.W, 255, connectivity, static_cast<int32_t>(strips),
-                         ids.get(), counts.get(), nullptr};
+        ComponentsArgs a{};
+        a.labels = labels, a.B = s.B, a.H = s.H, a.W = s.W;
+        a.background = 255, a.connectivity = connectivity, a.num_strips = static_cast<int32_t>(strips);
+        a.ids = ids.get(), a.counts = counts.get();
         Array<char> space(components_workspace_cpu(a));
         a.workspace = space.get();
         in_two_threads(s.B * strips, [&](int64_t b, int64_t e) { components_label_cpu(a, b, e); });
@@ -147,17 +149,22 @@ void check_means(const LabelMap& segments, const Shape& s, Dtype dtype, Layout l
     Array<int32_t> counts(s.B * S);
     Array<char> means(s.B * S * C * sum_bytes);
     const int64_t stride_c = layout == Layout::planes ? pixels : 1, stride_p = layout == Layout::planes ? 1 : C;
-    SegmentMeanArgs a{features.get(), dtype,       layout, C * pixels, stride_c, stride_p,
-                      segments,       s.B,         C,      s.H,        s.W,      S,
-                      counts.get(),   means.get(), nullptr};
+    SegmentMeanArgs a{};
+    a.features = features.get(), a.features_dtype = dtype, a.layout = layout;
+    a.stride_b = C * pixels, a.stride_c = stride_c, a.stride_p = stride_p;
+    a.segments = segments, a.B = s.B, a.C = C, a.H = s.H, a.W = s.W, a.num_segments = S;
+    a.counts = counts.get(), a.means = means.get();
     Array<char> space(segment_mean_workspace_cpu(a));
     a.workspace = space.get();
     in_two_threads(s.B, [&](int64_t b, int64_t e) { segment_mean_runs_cpu(a, b, e); });
     in_two_threads(s.B * C, [&](int64_t b, int64_t e) { segment_mean_sum_cpu(a, b, e); });
 
     Array<T> grad(size);
-    SegmentMeanBackwardArgs g{means.get(), counts.get(), segments, s.B,        C,        s.H,      s.W,    S,
-                              grad.get(),  dtype,        layout,   C * pixels, stride_c, stride_p, nullptr};
+    SegmentMeanBackwardArgs g{};
+    g.grad_means = means.get(), g.counts = counts.get();
+    g.segments = segments, g.B = s.B, g.C = C, g.H = s.H, g.W = s.W, g.num_segments = S;
+    g.grad_features = grad.get(), g.features_dtype = dtype, g.layout = layout;
+    g.stride_b = C * pixels, g.stride_c = stride_c, g.stride_p = stride_p;
     Array<char> backward_space(segment_mean_backward_workspace_cpu(g));
     g.workspace = backward_space.get();
     in_two_threads(s.B, [&](int64_t b, int64_t e) { segment_mean_backward_runs_cpu(g, b, e); });
@@ -183,8 +190,11 @@ void check_rings(int64_t N, int64_t D, Dtype dtype, int64_t bytes) {
         Array<char> storage(T * D * bytes);
         Array<int64_t> written(K);
         std::fill_n(written.get(), K, int64_t{2});
-        RingWriteArgs a{vectors.get(), nullptr, D, classes.data(), starts.data(), sizes.data(), N, K, D, T,
-                        storage.get(), dtype,   written.get()};
+        RingWriteArgs a{};
+        a.vectors = vectors.get(), a.vectors_stride = D;
+        a.classes = classes.data(), a.starts = starts.data(), a.sizes = sizes.data();
+        a.N = N, a.K = K, a.D = D, a.T = T;
+        a.storage = storage.get(), a.storage_dtype = dtype, a.written = written.get();
         if (whole) {
             ring_write_cpu(a, 0, K);
         } else {
@@ -210,17 +220,25 @@ void check_slots(int64_t B, int64_t G) {
     }
     for (int64_t i = 0; i < logits.size; ++i) logits.get()[i] = static_cast<float>(i * 5 % 7);
     for (int64_t s = 0; s < S; ++s) slot_rings.get()[s] = s, slot_classes.get()[s] = s % L;
-    SelectRingsArgs a{areas.get(), slot_rings.get(), slot_classes.get(), G ? logits.get() : nullptr, Dtype::f32, L, 1,
-                      B,           S,                G,                  L,                          rings.get()};
+    SelectRingsArgs a{};
+    a.areas = areas.get(), a.slot_rings = slot_rings.get(), a.slot_classes = slot_classes.get();
+    a.logits = G ? logits.get() : nullptr, a.logits_dtype = Dtype::f32, a.stride_n = L, a.stride_l = 1;
+    a.B = B, a.S = S, a.G = G, a.L = L;
+    a.rings = rings.get();
     in_two_threads(B * S, [&](int64_t b, int64_t e) { select_rings_cpu(a, b, e); });
     for (int64_t i = 0; i < B * S; ++i) {
         require(rings.get()[i] == -1 || (rings.get()[i] == i % S && areas.get()[i] > 0), "a slot has a wrong ring");
     }
-    matching_losses_cpu({distances.get(), Dtype::f32, rows.get(), rings.get(), B, num_stuff, num_things, max_instances,
-                         4, stuff.get(), instances.get()},
-                        0, 1);
-    const MatchingLossesBackwardArgs g{stuff.get(), instances.get(), Dtype::f32, rows.get(), rings.get(),
-                                       B,           num_stuff,       num_things, max_instances, 4, grad.get()};
+    MatchingLossesArgs m{};
+    m.distances = distances.get(), m.dtype = Dtype::f32, m.rows = rows.get(), m.rings = rings.get();
+    m.B = B, m.num_stuff = num_stuff, m.num_things = num_things, m.max_instances = max_instances, m.divisor = 4;
+    m.stuff = stuff.get(), m.instances = instances.get();
+    matching_losses_cpu(m, 0, 1);
+    MatchingLossesBackwardArgs g{};
+    g.grad_stuff = stuff.get(), g.grad_instances = instances.get(), g.dtype = Dtype::f32;
+    g.rows = rows.get(), g.rings = rings.get();
+    g.B = B, g.num_stuff = num_stuff, g.num_things = num_things, g.max_instances = max_instances, g.divisor = 4;
+    g.grad_distances = grad.get();
     in_two_threads(B, [&](int64_t b, int64_t e) { matching_losses_backward_cpu(g, b, e); });
     for (int64_t i = 0; i < B * S; ++i) require((rows.get()[i] >= 0) == (grad.get()[i] > 0), "a gradient is missing");
 }
@@ -241,10 +259,14 @@ void check_nearest(Dtype queries_dtype, Dtype bank_dtype, int64_t D, int64_t str
     Array<char> distances(N * sum_bytes);
     Array<int64_t> rows(N);
     Array<int8_t> signs(N * D);
-    NearestArgs a{queries.get(), queries_dtype, D * stride,   stride,        classes.get(), bank.get(),
-                  bank_dtype,    D * stride,    stride,       starts.get(),  filled.get(),  N,
-                  4,             T,             D,            R,             distances.get(), rows.get(),
-                  signs.get(),   nullptr};
+    NearestArgs a{};
+    a.queries = queries.get(), a.queries_dtype = queries_dtype;
+    a.query_stride_n = D * stride, a.query_stride_d = stride;
+    a.classes = classes.get();
+    a.bank = bank.get(), a.bank_dtype = bank_dtype, a.bank_stride_t = D * stride, a.bank_stride_d = stride;
+    a.starts = starts.get(), a.filled = filled.get();
+    a.N = N, a.K = 4, a.T = T, a.D = D, a.R = R;
+    a.distances = distances.get(), a.rows = rows.get(), a.signs = signs.get();
     Array<char> space(nearest_workspace_cpu(a));
     a.workspace = space.get();
     nearest_group_cpu(a, 0, 1);
@@ -262,7 +284,9 @@ void check_nearest(Dtype queries_dtype, Dtype bank_dtype, int64_t D, int64_t str
     require(again == rows, "nearest rows depend on the split");
 
     Array<Q> grad_queries(N * D);
-    NearestBackwardArgs g{distances.get(), 1, rows.get(), signs.get(), N, D, grad_queries.get(), queries_dtype};
+    NearestBackwardArgs g{};
+    g.grad = distances.get(), g.grad_stride = 1, g.rows = rows.get(), g.signs = signs.get();
+    g.N = N, g.D = D, g.grad_queries = grad_queries.get(), g.queries_dtype = queries_dtype;
     in_two_threads(N, [&](int64_t b, int64_t e) { nearest_backward_cpu(g, b, e); });
     Array<Q> junk(N * D);
     std::memset(static_cast<void*>(junk.get()), 0x3C, N * D * sizeof(Q));

@@ -6,10 +6,9 @@ import sys
 import pytest
 import stub_gpu
 import torch
+from runs import settings_of, train
 from stub_steps import batches, small_trainer
 
-from simfast.cli.commands import train
-from simfast.cli.parse import parse
 from simfast.inference.evaluate import Scores, evaluate
 from simfast.models import checkpoint
 from simfast.testing import determinism
@@ -39,7 +38,7 @@ def arguments(settings, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_batches_are_copied_from_pinned_memory_on_a_stream_beside_the_step_s(workers, arguments, seen):
-    loader, *_ = train.open_data(parse([*arguments, "--steps", "4", "--workers", workers]), CUDA, 0, None)
+    loader, *_ = train.open_data(settings_of([*arguments, "--steps", "4", "--workers", workers]), CUDA, 0, None)
     iterator = iter(loader)
 
     def step():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from runs import train
 
-from simfast.cli.commands import train
 from simfast.models import checkpoint, deeplab_v2
 from simfast.models.weights import load_weights
 from simfast.report.metrics import read_metrics

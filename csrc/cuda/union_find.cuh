@@ -1,17 +1,9 @@
-// Rules that the CPU and the CUDA kernels share: the union-find and the neighbour rule. No torch, no CUDA header.
+// The union-find of many threads, and which neighbours are worth a union. (The CPU's own: cpu/labelling.h.)
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define SIMFAST_HD __host__ __device__ __forceinline__
-#else
-#define SIMFAST_HD inline
-#endif
+#include "device.cuh"
 
 namespace simfast {
-
-SIMFAST_HD constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Union-find in which the smallest node of a tree is its root, so that a component's root is its first pixel.
@@ -22,7 +14,7 @@ SIMFAST_HD constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <typename Nodes>
-SIMFAST_HD int32_t find_root(const Nodes& nodes, int32_t n) {
+__device__ __forceinline__ int32_t find_root(const Nodes& nodes, int32_t n) {
     for (int32_t parent = nodes.load(n); parent != n; parent = nodes.load(n)) n = parent;
     return n;
 }
@@ -33,7 +25,7 @@ SIMFAST_HD int32_t find_root(const Nodes& nodes, int32_t n) {
 // Only the higher node climbs. A root may hang below any smaller node, for its own tree holds none: neither a way to
 // the other root nor a further step is needed once the higher node is a root.
 template <typename Nodes>
-SIMFAST_HD int32_t unite(const Nodes& nodes, int32_t a, int32_t b) {
+__device__ __forceinline__ int32_t unite(const Nodes& nodes, int32_t a, int32_t b) {
     while (a != b) {
         const int32_t high = a > b ? a : b, low = a > b ? b : a;
         int32_t above = nodes.load(high);
@@ -51,8 +43,18 @@ SIMFAST_HD int32_t unite(const Nodes& nodes, int32_t a, int32_t b) {
 
 // A parent kept in the output map itself, beside final values >= -1: the link to node n is -2 - n. Lowering the node
 // raises the entry, so fetch_min becomes a maximum.
-SIMFAST_HD constexpr int32_t link_to(int32_t node) { return -2 - node; }
-SIMFAST_HD constexpr bool is_link(int32_t entry) { return entry <= -2; }
+__device__ __forceinline__ constexpr int32_t link_to(int32_t node) { return -2 - node; }
+__device__ __forceinline__ constexpr bool is_link(int32_t entry) { return entry <= -2; }
+
+// The union-find's parents as links in an output map in global memory. Loads go to the level-2 cache, where the atomics
+// are done: the first-level cache could serve the same stale link over and over.
+struct LinkNodes {
+    int32_t* entry;
+    __device__ __forceinline__ int32_t load(int32_t n) const { return link_to(__ldcg(entry + n)); }
+    __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const {
+        return link_to(atomicMax(entry + n, link_to(value)));
+    }
+};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The neighbour rule, a row of pixels as bits. `same_up` and `same_left`: the pixel equals the one above, or to its
@@ -62,14 +64,14 @@ SIMFAST_HD constexpr bool is_link(int32_t entry) { return entry <= -2; }
 // Pixels to unite with the one straight above: of equal pixels side by side above equal pixels side by side, the first.
 // `carry` is bit 0's left neighbour in same_up: 1 only if that pixel is in the row and its own union is certain.
 template <typename Bits>
-SIMFAST_HD Bits straight_links(Bits same_up, Bits same_left, Bits carry) {
+__device__ __forceinline__ Bits straight_links(Bits same_up, Bits same_left, Bits carry) {
     return same_up & ~(same_left & ((same_up << 1) | carry));
 }
 
 // With 8 neighbours a diagonal adds something only where the pixel straight above differs and, on that side, the run
 // ends: otherwise the next pixel of the run has the same neighbour straight above it. Bits or booleans.
 template <typename Bits>
-SIMFAST_HD constexpr Bits diagonal_links(Bits same_up, Bits run_goes_on, Bits same_diagonal) {
+__device__ __forceinline__ constexpr Bits diagonal_links(Bits same_up, Bits run_goes_on, Bits same_diagonal) {
     return same_diagonal & ~(same_up | run_goes_on);
 }
 

@@ -1,5 +1,13 @@
-// What every file of the binding starts with: torch's stable ABI, and how tensors become arguments, ranges run in
-// torch's pool and kernels are launched on torch's stream.
+// The binding: one file an op, named as in cpu/ and cuda/, that registers it through torch's stable ABI, so that one
+// library serves every torch from 2.11 on. This folder is all that includes torch, and kernels.h all that it knows of
+// the kernels.
+//
+// Each file states its op's schema, turns tensors into the kernels' arguments (checks what a kernel relies on, and
+// allocates), and runs the passes in torch's own thread pool (torch.set_num_threads governs it) or launches on torch's
+// current stream. Gradients, shape inference and most messages that a user sees: simfast/ops/*.py. No Autocast key is
+// registered: dtypes pass through as they came.
+//
+// Here is what the files share.
 #pragma once
 
 #include <dlfcn.h>
@@ -27,6 +35,7 @@ namespace simfast::binding {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
 
 template <typename... Parts>
 void check(bool holds, const Parts&... parts) {
@@ -62,6 +71,16 @@ inline Dtype feature_dtype(const char* what, ScalarType type, bool cuda) {
     }
 }
 
+// float32, or float64 on the CPU.
+inline Dtype unrounded_dtype(const char* what, ScalarType type, bool cuda) {
+    check(type == ScalarType::Float || (type == ScalarType::Double && !cuda), what,
+          " must be float32 (float64 on the CPU)");
+    return type == ScalarType::Float ? Dtype::f32 : Dtype::f64;
+}
+
+// What values of a dtype are summed in.
+inline ScalarType sum_type_of(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
+
 inline LabelMap label_map(const char* what, const Tensor& map) {
     check(map.dim() == 3 && map.numel() > 0, what, " must be a non-empty integer [B, H, W]");
     check(map.size(1) * map.size(2) <= INT32_MAX, what, " must have less than 2^31 pixels an image");
@@ -74,14 +93,19 @@ inline Tensor integers(const char* what, const Tensor& x, int64_t length) {
     return torch::stable::contiguous(x);
 }
 
-inline const int64_t* data(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
-
-// Whether pixels lie at one stride: rows follow one another (a stride along a size of 1 means nothing).
-inline bool rows_follow(const Tensor& x) {
-    return x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.size(3) * x.stride(3);
+inline void check_connectivity(const char* op, int64_t connectivity) {
+    check(connectivity == 4 || connectivity == 8, op, ": connectivity must be 4 or 8, got ", connectivity);
 }
 
-inline int64_t pixel_stride(const Tensor& x) { return x.size(3) > 1 ? x.stride(3) : x.size(2) > 1 ? x.stride(2) : 1; }
+template <typename T>
+const T* in(const Tensor& x) {
+    return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <typename T>
+T* out(const Tensor& x) {
+    return static_cast<T*>(x.mutable_data_ptr());
+}
 
 inline void check_same_device(const char* what, const Tensor& a, const Tensor& b) {
     check(a.get_device_index() == b.get_device_index() && a.is_cuda() == b.is_cuda(), what);
@@ -162,6 +186,16 @@ template <typename Args>
 void launch(const char* op, const char* (*run)(const Args&, void*), const Args& args, const Tensor& on) {
     const char* error = run(args, current_stream(on.get_device_index()));
     check(!error, op, ": ", error ? error : "");
+}
+
+// The same with a workspace. It is given back before the kernels have run: torch's allocator hands its memory out again
+// to this stream alone, whose work comes after them.
+template <typename Args>
+void launch(const char* op, int64_t (*workspace_bytes)(const Args&), const char* (*run)(const Args&, void*), Args& args,
+            const Tensor& on) {
+    const Tensor space = workspace(on, workspace_bytes(args));
+    args.workspace = space.mutable_data_ptr();
+    launch(op, run, args, on);
 }
 
 #endif

@@ -1,0 +1,66 @@
+// ring_write as torch's op.
+#include "binding/binding.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(simfast, m) {
+    m.def(
+        "ring_write(Tensor(a!) storage, Tensor(b!) written, Tensor vectors, Tensor classes, Tensor starts, Tensor "
+        "sizes) -> ()");
+}
+
+namespace {
+
+using namespace simfast::binding;
+using simfast::Dtype;
+
+struct RingWrite {
+    simfast::RingWriteArgs args{};
+    Tensor vectors, classes, starts, sizes;
+    bool empty;
+
+    RingWrite(const Tensor& storage, const Tensor& written, const Tensor& given, const Tensor& given_classes,
+              const Tensor& given_starts, const Tensor& given_sizes, bool cuda) {
+        check(given.dim() == 2 && storage.dim() == 2 && given.size(1) == storage.size(1),
+              "ring_write: vectors and storage must be [N, D] and [T, D]");
+        check(storage.is_contiguous() && written.is_contiguous(), "ring_write: storage and written must be contiguous");
+        for (const Tensor* x : {&written, &given, &given_classes, &given_starts, &given_sizes}) {
+            check_same_device("ring_write: all arguments must be on the same device", storage, *x);
+        }
+        args.N = given.size(0), args.D = given.size(1), args.T = storage.size(0), args.K = given_sizes.size(0);
+        check(written.dim() == 1 && written.size(0) == args.K && written.scalar_type() == ScalarType::Long,
+              "ring_write: written must be int64 [", args.K, "]");
+        const bool doubles = unrounded_dtype("ring_write: vectors", given.scalar_type(), cuda) == Dtype::f64;
+        args.storage_dtype = feature_dtype("ring_write: storage", storage.scalar_type(), cuda);
+        vectors = given.stride(1) == 1 || args.D == 1 ? given : torch::stable::contiguous(given);
+        classes = integers("ring_write: classes", given_classes, args.N);
+        starts = integers("ring_write: starts", given_starts, args.K);
+        sizes = integers("ring_write: sizes", given_sizes, args.K);
+        args.vectors = doubles ? nullptr : in<float>(vectors);
+        args.doubles = doubles ? in<double>(vectors) : nullptr;
+        args.vectors_stride = vectors.stride(0);
+        args.classes = in<int64_t>(classes), args.starts = in<int64_t>(starts), args.sizes = in<int64_t>(sizes);
+        args.storage = storage.mutable_data_ptr();
+        args.written = out<int64_t>(written);
+        empty = args.N == 0 || args.K == 0;
+    }
+};
+
+void ring_write_cpu(Tensor storage, Tensor written, Tensor vectors, Tensor classes, Tensor starts, Tensor sizes) {
+    const RingWrite op(storage, written, vectors, classes, starts, sizes, false);
+    if (!op.empty) run_pass(simfast::ring_write_cpu, op.args, op.args.K, grain(op.args.N * op.args.D / op.args.K));
+}
+
+#ifdef SIMFAST_WITH_CUDA
+void ring_write_cuda(Tensor storage, Tensor written, Tensor vectors, Tensor classes, Tensor starts, Tensor sizes) {
+    const DeviceGuard guard(storage.get_device_index());
+    const RingWrite op(storage, written, vectors, classes, starts, sizes, true);
+    if (!op.empty) launch("ring_write", simfast::ring_write_cuda, op.args, storage);
+}
+#endif
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(simfast, CPU, m) { m.impl("ring_write", TORCH_BOX(&ring_write_cpu)); }
+
+#ifdef SIMFAST_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(simfast, CUDA, m) { m.impl("ring_write", TORCH_BOX(&ring_write_cuda)); }
+#endif

@@ -1,0 +1,199 @@
+"""The settings of a run, in groups: each a frozen dataclass with a docstring a field."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DataSet = Literal["streets", "camvid", "folder", "gta5", "synthia", "cityscapes"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run as a whole."""
+
+    stage: Literal[1, 2, "all"] = 1
+    """1 trains on source labels and adapts (Eq. 12). 2 starts anew with pseudo labels of the target as well (Eq. 13).
+    all: one after the other, in OUT/stage1 and OUT/stage2."""
+    method: Literal["source-only", "aa", "aa+sim", "target-only"] = "aa+sim"
+    """Source labels alone; plus adversarial adaptation; plus stuff and instance matching; or target labels alone."""
+    preset: Literal["auto", "streets", "streets-gpu", "camvid", "camvid-cpu", "gta5", "synthia"] = "auto"
+    """Named starting point; gta5 and synthia are the paper's. auto: streets on a CPU, streets-gpu on a GPU."""
+    recipe: Literal["paper", "released"] = "paper"
+    """Sets every option in which the authors' released code differs from what they wrote."""
+    config: Path | None = None
+    """YAML file of settings, named as here (with - or _), in these groups or without."""
+    out: Path | None = None
+    """Run folder. Default: a new one under runs/."""
+    resume: Path | None = None
+    """Run folder or checkpoint to continue, with its own settings."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute. auto: the GPU where there is one."""
+    seed: int = 0
+    """Seed of initial weights, data order and flips."""
+    deterministic: bool = True
+    """Same seed, same bits, also on a GPU."""
+    stage1: Path | None = None
+    """For stage 2: the run folder of stage 1 (its best checkpoint) or a checkpoint, which makes the pseudo labels."""
+    pseudo_labels: Path | None = None
+    """For stage 2: folder of pseudo labels; used if complete, else made there. Default: OUT/pseudo-labels."""
+    pseudo_cap: float = 0.9
+    """Upper bound of a class's confidence threshold, its median confidence (section 6.2)."""
+    pseudo_softmax: Literal["labels", "features"] = "labels"
+    """Confidence: softmax of the upsampled logits, or softmax at stride 8, then upsampled (released code)."""
+    log_every: int = 100
+    """Steps between two readings of the losses."""
+    eval_every: int = 5000
+    """Steps between two evaluations, each with a checkpoint and a panel picture."""
+    panel_images: int = 4
+    """Held-out images in the panel picture; 0 = no picture."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data sets, and how they are read."""
+
+    source: DataSet = "gta5"
+    """Labelled data set."""
+    source_root: Path | None = None
+    """Its folder (streets is embedded and has none)."""
+    source_split: str = "train"
+    """Its part to train on."""
+    source_ids: Path | None = None
+    """YAML or JSON map {raw id: train id} of a folder's labels. Default: they are Cityscapes train ids."""
+    source_images: Path | None = None
+    """Folder of transferred source images under the source's own names, used in their place (image transfer, IT)."""
+    transfer: Literal["none", "fda", "lab"] = "none"
+    """Image transfer in the step itself, towards the target images of the batch: swap of low-frequency amplitudes
+    (FDA, Yang and Soatto 2020), or mean and deviation in CIE Lab (Reinhard et al. 2001)."""
+    fda_beta: float = 0.01
+    """Half-width of FDA's window, as a share of the image's shorter side."""
+    source_size: tuple[int, int] = (1280, 720)
+    """Width and height of source images in training, pixels."""
+    target: DataSet = "cityscapes"
+    """Unlabelled data set to adapt to, and to evaluate on."""
+    target_root: Path | None = None
+    """Its folder."""
+    target_split: str = "train"
+    """Its part to adapt to."""
+    target_ids: Path | None = None
+    """Like source-ids, for its evaluation labels."""
+    target_size: tuple[int, int] = (1024, 512)
+    """Width and height of target images in training and evaluation, pixels; scored at the labels' own size."""
+    eval_split: str = "val"
+    """The target's part to evaluate on."""
+    report_split: str | None = None
+    """The target's part to score once more after training, with the last and the best checkpoint, where the part to
+    evaluate on has served to choose. Default: none."""
+    score_classes: Literal["auto", 13, 16, 19] = "auto"
+    """Classes whose mean IoU decides which checkpoint is best. auto: those that source and target both label."""
+    cache: Path | None = None
+    """Folder that `simfast prepare` filled for these settings; the data sets' own files are then not read."""
+    flip: bool = False
+    """Mirror half of the training images."""
+    workers: int = 4
+    """Processes that read data, or threads where a cache has it all; 0 = the trainer's own."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The segmentation network."""
+
+    arch: Literal["resnet18", "resnet50", "resnet101", "vgg16"] = "resnet101"
+    """Backbone of DeepLabV2 (section 5.1)."""
+    weights: Path | None = None
+    """Initial weights: AdaptSegNet, SIM, torchvision or our own. Default: random."""
+    convention: Literal["auto", "bgr", "rgb"] = "auto"
+    """Input the weights expect: BGR minus caffe's mean, or RGB with ImageNet's. auto: what their file tells."""
+    head_dilations: tuple[int, ...] = (6, 12, 18, 24)
+    """Dilations of the head's summed convolutions (released code: 6 12)."""
+    batch_norm: Literal["train", "frozen", "per-domain"] = "train"
+    """Batch statistics in training; or the stored ones; or batch statistics of which the target's alone are stored."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is minimised."""
+
+    lambda_seg: float = 1.0
+    """Weight of the segmentation loss (Eq. 12)."""
+    lambda_adv: float = 0.001
+    """Weight of the adversarial loss (Eq. 12, section 5.1)."""
+    lambda_ci: float = 0.01
+    """Weight of stuff and instance matching (Eq. 12); belongs to L1 distances divided by the channels."""
+    lambda_ci_stage2: float = 0.01
+    """The same in stage 2 (Eq. 13; released code: 0.001)."""
+    lambda_d: float = 1.0
+    """Weight of the discriminator's loss (Eq. 12; the released code halves both terms: 0.5)."""
+    adversary: Literal["bce", "ls-gan"] = "bce"
+    """Adversarial loss: binary cross entropy (Eq. 2, 3), or least squares (Mao et al. 2017)."""
+    self_training: Literal["none", "online"] = "none"
+    """online, beyond the paper: a mean teacher labels target images, on which half of the classes of a source image are
+    pasted; the network learns from the mixed images too (DACS, Tranheden et al. 2021)."""
+    lambda_mix: float = 1.0
+    """Weight of the segmentation loss on mixed images."""
+    teacher_decay: float = 0.999
+    """What stays of the mean teacher at a step."""
+    confidence: float = 0.968
+    """A target image's mixed pixels count with the share of its pixels of which the teacher is surer than this."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Stuff and instance matching (Eq. 4-8)."""
+
+    stuff_rows: int = 50
+    """w: remembered vectors of a stuff class (Eq. 5); a thing class remembers w * z."""
+    max_instances: int = 10
+    """z: the most regions of a thing class in an image (Algorithm 1)."""
+    gate: Literal["none", "released"] = "none"
+    """Whether the head must assign a pooled vector to its own class for it to count (released code)."""
+    fill_rule: Literal["any", "full"] = "any"
+    """A class takes part in matching from its first vector on, or once its ring has wrapped (released code)."""
+    bank_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What remembered vectors are stored in. bfloat16 halves the memory and the time to read it; a distance moves by at
+    most 1/256 of the remembered vector's L1 norm. auto: bfloat16 where features are of 16 bits, that is in bf16 and
+    fp16 (--precision), else float32."""
+    match_pseudo_labels: bool = True
+    """In stage 2 a pseudo label replaces the prediction in matching (Eq. 11; the released code does not)."""
+    ops: Literal["auto", "reference", "fused"] = "auto"
+    """Region and matching operations: pure PyTorch, or the compiled kernels. auto: compiled where they are built."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The training step and its optimisers."""
+
+    step_mode: Literal["auto", "eager", "compile", "graph", "compile+graph"] = "auto"
+    """How a step runs: operator by operator; with networks compiled by torch; as one CUDA graph; or both. auto: a graph
+    on a GPU where it can be captured, else eager."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic inside the networks; weights, losses and matching stay fp32 (what is remembered: bank-dtype). auto:
+    bf16 on a GPU that has it, else fp32. fp16 scales the losses. fp32 on a GPU is what torch takes for it: convolutions
+    by cuDNN multiply in TF32 (11 bits of mantissa) and add in fp32, unless torch.backends.cudnn.allow_tf32 is switched
+    off."""
+    batch_size: int = 1
+    """Images of each domain in a step; with torchrun, of each of its processes."""
+    steps: int = 200_000
+    """Steps to train."""
+    schedule_steps: int = 250_000
+    """Length of the poly schedule, steps; no less than are trained."""
+    lr: float = 2.5e-4
+    """Learning rate of the backbone."""
+    head_lr_factor: float = 10.0
+    """The head's learning rate over the backbone's (released code: 10, for a pretrained backbone)."""
+    lr_d: float = 1e-4
+    """Learning rate of the discriminator (Adam)."""
+    power: float = 0.9
+    """Power of the poly schedule, for both."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    nesterov: bool = True
+    """Nesterov momentum (the released code has none)."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's betas, for the discriminator."""
+
+
+# By the names that --help and settings files have for them.
+GROUPS = {"run": Run, "data": Data, "model": Model, "losses": Losses, "matching": Matching, "step": Step}
