@@ -44,6 +44,19 @@ def test_the_core_runs_on_torch_and_numpy():
     assert used.stdout == "fused\n"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["train"], ["predict", "run", "photo.jpg"]])
+def test_without_its_packages_the_command_says_what_to_install(arguments):
+    call = f"""
+from simfast.cli import main
+try:
+    main({arguments})
+except SystemExit as error:
+    print(error)
+"""
+    said = run(sys.executable, "-c", HIDE + call, cwd=ROOT)
+    assert said.stdout == "simfast: needs its training packages: pip install 'simfast[train]'\n"
+
+
 @pytest.mark.slow
 def test_a_fresh_installation_trains_evaluates_predicts_and_compares(installed):
     """In this order, in one folder: each command takes what those before it left."""
