@@ -3,6 +3,7 @@
 # make test-stub  the step on a GPU that computes nothing, under torch's CUDA build; TORCH=2.14.1 for another one
 # make install the set-up alone
 # make dist    the source distribution, and the wheel built from it, in dist/
+# make docs    the site, in build/site, in an environment of its own without torch; a warning is an error
 # make gpu-bundle  gather what a machine with a GPU may lack, for `python -m bench.gpu OUT` there
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,7 +28,7 @@ STUB_TESTS := \
 	tests/matching/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
 	'tests/ops/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
 
-.PHONY: install train test test-stub dist gpu-bundle clean
+.PHONY: install train test test-stub docs dist gpu-bundle clean
 
 install: .venv/simfast
 
@@ -58,6 +59,17 @@ $(STUB)/ready: pyproject.toml
 dist: .venv/simfast-test
 	$(BIN)/python -m build --no-isolation
 
+# The package is read there, not imported: neither torch nor simfast is installed.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*p["optional-dependencies"]["docs"], sep="\n")' > .venv-docs/requirements.txt
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-docs/requirements.txt
+	touch $@
+
 gpu-bundle: .venv/simfast
 	$(BIN)/python -m bench.gpu.bundle
 
@@ -82,4 +94,4 @@ gpu-bundle: .venv/simfast
 	touch $@
 
 clean:
-	rm -rf .venv .venv-stub build dist simfast.egg-info
+	rm -rf .venv .venv-stub .venv-docs build dist simfast.egg-info

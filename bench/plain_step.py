@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.plain_matching import PlainMatching
 from simfast.config import Config
 from simfast.models import normalise
-from simfast.training.step import poly
+from simfast.training.optimizers import poly
 
 
 class PlainStep:

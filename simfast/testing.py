@@ -266,7 +266,7 @@ class Calls(TorchDispatchMode):
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """The flags that train.py sets."""
+    """The flags that a run sets."""
     torch.use_deterministic_algorithms(wanted)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not wanted

@@ -50,7 +50,7 @@ def diagnose(
     diagnosis alone, training never sees them (but with target-only).
 
     Args:
-        path: a checkpoint of train.py.
+        path: a checkpoint of a run.
         config: its settings, of which lambdas, gate, fill rule, data and the like may have been changed.
         device: where to compute.
         pairs: how many source and target images to go over.

@@ -60,7 +60,7 @@ def predict(
     picture, half colours), all of the picture's own size. A file of that name is replaced whole or not at all.
 
     Pictures may have any mode: transparency is ignored, of 16-bit grey the high byte counts, and one that is stored
-    sideways (EXIF) is turned upright. The rest is as `simfast.evaluate.evaluate` does it.
+    sideways (EXIF) is turned upright. The rest is as `simfast.inference.evaluate.evaluate` does it.
 
     Args:
         model: images -> (features, logits), on device; put into eval mode, and back as it was.

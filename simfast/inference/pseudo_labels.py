@@ -77,8 +77,8 @@ def make_pseudo_labels(
 
     Returns:
         What thresholds.json holds: images, size [W, H], softmax_at, cap, info, fingerprint, and classes: by name,
-        threshold and median (None without a pixel), predicted_pixels, kept_pixels, kept_fraction (None). Or None where
-        `stop` said so.
+            threshold and median (None without a pixel), predicted_pixels, kept_pixels, kept_fraction (None). Or None
+            where `stop` said so.
 
     Raises:
         ValueError: an argument outside the sets above; logits of another K, or NaN; images of several sizes; `out`

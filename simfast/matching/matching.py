@@ -152,8 +152,9 @@ class StuffInstanceMatching(nn.Module):
             labels: integer [B, h, w], L_C or L_P.
 
         Returns:
-            Mean features float32 [B, S, C]; which slots hold a region, bool [B, S]; the slot of each pixel, int32
-            [B, h, w], -1 = none.
+            means: float32 [B, S, C], the mean feature of each slot.
+            held: bool [B, S], which slots hold a region.
+            segments: int32 [B, h, w], the slot of each pixel, -1 = none.
         """
         means, regions = self._pool(features, labels)
         return means, regions.areas > 0, regions.segments

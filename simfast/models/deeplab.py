@@ -40,7 +40,8 @@ class DeepLabV2(nn.Module):
             running statistics alone, so that they are the target's (AdaBN, Li et al. 2017).
 
     Attributes:
-        arch, num_classes: as given.
+        arch: as given.
+        num_classes: K, as given.
         num_features: C; 512 for ResNet-18, 2048 for ResNet-50 and -101, 1024 for VGG16.
         head_name: where the head sits in the state dict, "layer6" or, for VGG16, "classifier".
 
@@ -111,8 +112,10 @@ class DeepLabV2(nn.Module):
             domain: "source" or "target"; matters for batch_norm "per-domain" in training alone.
 
         Returns:
-            features [B, C, h, w], the raw post-ReLU res5 map (VGG16: post-ReLU fc7), and logits [B, K, h, w].
-            ResNets: h = ceil((ceil(H / 2) // 2 + 1) / 2), so 720 -> 91; VGG16: h = H // 8, so 720 -> 90. Same for w.
+            features: [B, C, h, w], the raw post-ReLU res5 map (VGG16: post-ReLU fc7).
+            logits: [B, K, h, w].
+
+        ResNets: h = ceil((ceil(H / 2) // 2 + 1) / 2), so 720 -> 91; VGG16: h = H // 8, so 720 -> 90. Same for w.
 
         Raises:
             ValueError: images of another rank or channel count; another domain.

@@ -13,7 +13,8 @@ from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
 from simfast.models.weights import load_weights
 from simfast.runtime import distributed
-from simfast.training.step import Trainer, resolve_precision
+from simfast.training.modes import resolve_precision
+from simfast.training.step import Trainer
 
 log = logging.getLogger("simfast")
 

@@ -1,10 +1,19 @@
 """The optimisers of a step: fused, learning rates on the device, state that is complete before the first step."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from simfast.config import Config
+
+
+def poly(base: float, step: int, config: Config) -> float:
+    """Learning rate at a step of the poly schedule (section 5.2)."""
+    return base * (1 - step / config.schedule_steps) ** config.power
 
 
 def sgd(config: Config, model: nn.Module) -> SGD:
@@ -17,6 +26,90 @@ def sgd(config: Config, model: nn.Module) -> SGD:
 def adam(config: Config, discriminator: nn.Module) -> Adam:
     """Of the discriminator (section 5.2)."""
     return Adam(discriminator.parameters(), lr=config.lr_d, betas=config.betas, fused=True)
+
+
+class Optimizers:
+    """Both networks' optimisers, and in fp16 the scaler of their losses.
+
+    Args:
+        config: the run's settings.
+        model, discriminator: the networks, on the device already; no discriminator, no optimiser of it.
+        precision: "fp32", "bf16" or "fp16".
+        device: where the networks are.
+
+    Attributes:
+        segmentation, discriminator: the two; None where there is none.
+        scaler: None but in fp16.
+    """
+
+    def __init__(
+        self, config: Config, model: nn.Module, discriminator: nn.Module | None, precision: str, device: torch.device
+    ):
+        self._config = config
+        self.segmentation = sgd(config, model)
+        self.discriminator = None if discriminator is None else adam(config, discriminator)
+        bases = [group["lr"] for optimizer in self._all() for group in optimizer.param_groups]
+        # On the device, where a captured step finds the rate of the day.
+        self._rates = [(torch.zeros((), device=device), base) for base in bases]
+        self.settle()
+        self.scaler = None
+        if precision == "fp16":
+            self.scaler = torch.amp.GradScaler(device.type)
+            self.scaler.scale(torch.zeros((), device=device))  # creates its tensors, which a graph must not
+
+    def parts(self) -> dict[str, Any]:
+        """What of this a checkpoint holds, by its keys there."""
+        parts = {"optimizer": self.segmentation, "optimizer_d": self.discriminator, "scaler": self.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def settle(self) -> None:
+        """`settle` for both; to be called when their state has been loaded."""
+        rates = iter(self._rates)
+        for optimizer in self._all():
+            settle(optimizer, [next(rates)[0] for _ in optimizer.param_groups])
+
+    def set_rates(self, step: int) -> None:
+        """The learning rates of a step, counted from 0."""
+        for rate, base in self._rates:
+            rate.fill_(poly(base, step, self._config))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the step."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def step(self) -> None:
+        """Update both networks with the gradients that they have."""
+        for optimizer in self._all():
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)  # skipped on the device where a gradient is not finite
+        if self.scaler is not None:
+            self.scaler.update()
+
+    @contextlib.contextmanager
+    def unchanged(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Puts back at its end whatever steps have changed of modules, optimisers and scaler, in the same storage."""
+        tensors = [x for module in modules for x in (*module.parameters(), *module.buffers())]
+        tensors += [x for optimizer in self._all() for state in optimizer.state.values() for x in state.values()]
+        values = [x.detach().to("cpu", copy=True) for x in tensors]
+        scale = self.scaler and self.scaler.state_dict()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for x, value in zip(tensors, values, strict=True):
+                    x.copy_(value)
+            if self.scaler:
+                # Forgets which optimisers it has stepped since its last update, too: a second step would be an error.
+                self.scaler.update(scale["scale"])
+                self.scaler.load_state_dict(scale)
+                for optimizer in self._all():  # what it leaves there where an update ends in an error
+                    for name in ("grad_scale", "found_inf"):
+                        vars(optimizer).pop(name, None)
+
+    def _all(self) -> list[Optimizer]:
+        return [optimizer for optimizer in (self.segmentation, self.discriminator) if optimizer is not None]
 
 
 def settle(optimizer: Optimizer, rates: list[Tensor]) -> None:

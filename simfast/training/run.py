@@ -29,8 +29,10 @@ from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
+from simfast.training.modes import DTYPES
+from simfast.training.optimizers import poly
 from simfast.training.stage2 import find_pseudo_labels
-from simfast.training.step import DTYPES, Trainer, poly
+from simfast.training.step import Trainer
 
 log = logging.getLogger("simfast")
 # Which of the settings every result is printed with.

@@ -24,7 +24,8 @@ TRAINER = """
 import json, pathlib, sys, yaml
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 out = pathlib.Path(arguments.get("--out") or pathlib.Path(arguments["--resume"]).parent)
-settings = yaml.safe_load((out / "settings.yaml").read_text())
+groups = yaml.safe_load((out / "settings.yaml").read_text()).values()
+settings = {key: value for group in groups for key, value in group.items()}
 with open(out.parent / "calls.txt", "a") as calls:
     print(out.name, "resumed" if "--resume" in arguments else "new", file=calls)
 if (out.parent / "fail").exists() and settings["method"] == (out.parent / "fail").read_text():
@@ -159,7 +160,7 @@ def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, tmp_path):
         + "if settings['stage'] == 2:\n    assert pathlib.Path(settings['stage1'], 'result.json').exists()\n"
     )
     runs = ablate.plan(["aa+sim+ssl", "aa"], [0], shared)
-    assert ablate.run_all(runs, trainer, jobs=2) == []
+    assert ablate.run_all(runs, [sys.executable, str(trainer)], jobs=2) == []
     calls = (tmp_path / "calls.txt").read_text().split()[::2]
     assert sorted(calls[:2]) == ["aa+sim-seed0", "aa-seed0"]
     assert calls[2] == "aa+sim+ssl-seed0"

@@ -168,7 +168,8 @@ def test_a_run_with_banks_of_its_own(run, tmp_path, capsys):
     other = json.loads(path.read_text())
     assert other["banks"] == "filled anew from 200 source images"
     assert other["gradients"]["adv"]["backbone"] == pytest.approx(2 * gradients["adv"]["backbone"], rel=1e-3)
-    assert simfast("diagnose", run, "--method", "aa").endswith(
+    (tmp_path / "settings.yaml").write_text("method: aa")
+    assert simfast("diagnose", run, "--config", tmp_path / "settings.yaml").endswith(
         f"method: must stay 'aa+sim', as {run}/last.pt was trained, got 'aa'"
     )
     assert simfast("diagnose", run, "--pairs", 0) == "simfast diagnose: pairs: must be at least 1, got 0"

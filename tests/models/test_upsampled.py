@@ -1,4 +1,4 @@
-"""Cross entropy and softmax in bands of rows against upsampling the logits as a whole."""
+"""Cross entropy and softmax in bands of rows against upsampling the logits as a whole; that upsampling itself."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from simfast.models import upsampled
 from simfast.models.upsampled import upsample, upsampled_segmentation_loss, upsampled_softmax
-from simfast.testing import DEVICES, assert_within_budget, smooth_labels
+from simfast.testing import DEVICES, Calls, assert_within_budget, determinism, smooth_labels
 
 # Feature size, label size: whole numbers of steps between samples or not, one sample, fewer pixels than samples.
 SIZES = [((9, 17), (65, 129)), ((9, 17), (70, 131)), ((1, 3), (32, 33)), ((4, 4), (4, 4)), ((5, 3), (2, 1))]
@@ -103,3 +103,21 @@ def test_labels_of_other_images_are_named():
     logits, labels = make(*SIZES[0])
     with pytest.raises(ValueError, match=r"labels must be \[B, H, W\] .*got \[1, 65, 129\] and \[2, 7, 9, 17\]"):
         upsampled_segmentation_loss(logits, labels[:1])
+
+
+def test_logits_are_upsampled_by_one_operator_where_nothing_is_differentiated():
+    logits = torch.zeros(1, 19, 9, 17, device="meta", requires_grad=True)  # what is not the CPU's is taken for a GPU's
+    with determinism(True), torch.no_grad(), Calls() as calls:
+        assert upsample(logits, (40, 72)).shape == (1, 19, 40, 72)
+    assert calls.names == ["aten.upsample_bilinear2d.default"]
+    with determinism(True), Calls() as calls:
+        upsample(logits, (40, 72))
+    assert len(calls.names) > 10  # what a gradient would need a deterministic backward pass for
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_upsampled_alike_with_and_without_a_gradient(dtype):
+    logits = torch.randn(2, 19, 9, 17, requires_grad=True, dtype=dtype)
+    with torch.no_grad():
+        plain = upsample(logits, (40, 73))
+    assert torch.equal(plain, upsample(logits, (40, 73)))

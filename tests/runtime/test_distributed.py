@@ -20,7 +20,8 @@ from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, checkpoint, deeplab_v2, normalise
 from simfast.report.metrics import read_metrics
 from simfast.runtime import distributed
-from simfast.training.step import Trainer, resolve_mode
+from simfast.training.modes import resolve_mode
+from simfast.training.step import Trainer
 
 ROOT = Path(__file__).parents[2]
 SIZE, STEPS = 64, 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import stub_gpu
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from test_step_modes import batches, make_trainer
 
 from simfast.matching import StuffInstanceMatching

@@ -1,4 +1,4 @@
-"""Whole runs of train.py on the stub GPU: how the loader copies, what a run asks for, what ends in an eager step."""
+"""Whole training runs on the stub GPU: how the loader copies, what a run asks for, what ends in an eager step."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from stub_steps import batches, small_trainer
 from simfast.inference.evaluate import Scores, evaluate
 from simfast.models import checkpoint
 from simfast.testing import determinism
+from simfast.training import run
 from simfast.training.capture import CannotCapture
 
 CUDA = torch.device("cuda")
@@ -26,19 +27,19 @@ def restore_global_state():
 
 @pytest.fixture
 def arguments(settings, tmp_path, monkeypatch):
-    """Of train.py: a run on the stub, in a folder of its own. The scores are of counts that the stub does not have."""
+    """A run on the stub, in a folder of its own. The scores are of counts that the stub does not have."""
 
     def score(model, loader, class_ids, *args, labelled_ids, **more):
         _, pictures = evaluate(model, loader, class_ids, *args, labelled_ids=labelled_ids, **more)
         return Scores.of(torch.ones(19, 19, dtype=torch.int64), class_ids, labelled_ids), pictures
 
-    monkeypatch.setattr(train, "evaluate", score)
+    monkeypatch.setattr(run, "evaluate", score)
     return [*settings, "--device", "cuda", "--out", str(tmp_path / "run")]
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_batches_are_copied_from_pinned_memory_on_a_stream_beside_the_step_s(workers, arguments, seen):
-    loader, *_ = train.open_data(settings_of([*arguments, "--steps", "4", "--workers", workers]), CUDA, 0, None)
+    loader, *_ = run.open_data(settings_of([*arguments, "--steps", "4", "--workers", workers]), CUDA, 0, None)
     iterator = iter(loader)
 
     def step():
@@ -127,7 +128,10 @@ def test_a_failed_capture_says_what_failed_first(failing_capture):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_on_the_cpu_makes_no_cuda_context(workers, settings, tmp_path):
-    code = "import sys, stub_gpu, train; train(sys.argv[1:]); print('context:', stub_gpu.seen().context)"
+    code = (
+        "import atexit, runpy, stub_gpu; atexit.register(lambda: print('context:', stub_gpu.seen().context)); "
+        "runpy.run_module('simfast', run_name='__main__')"
+    )
     command = [*settings, "--device", "cpu", "--steps", "2", "--workers", workers, "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, "train", *command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "context: None"

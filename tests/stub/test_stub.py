@@ -15,7 +15,6 @@ from stub_steps import batches, make_trainer
 
 from simfast.testing import determinism
 from simfast.training.capture import CannotCapture
-from simfast.training.step import Trainer
 
 RUNTIME = ctypes.CDLL(None)
 
@@ -76,16 +75,16 @@ def nothing(trainer):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_step_that_does_what_a_graph_cannot_is_refused_or_reported(work, error, violation, monkeypatch, seen):
-    optimise = Trainer._optimize
+    trainer, batch = make_trainer("cuda", "graph", "bf16"), next(batches(1, "cuda"))
+    optimise = trainer.optimizers.step
 
-    def worse(trainer):
+    def worse():
         if torch.cuda.is_current_stream_capturing() or error is None or "deterministic" in error:
             work(trainer)
-        optimise(trainer)
+        optimise()
 
-    monkeypatch.setattr(Trainer, "_optimize", worse)
+    monkeypatch.setattr(trainer.optimizers, "step", worse)
     with determinism(True):
-        trainer, batch = make_trainer("cuda", "graph", "bf16"), next(batches(1, "cuda"))
         if error is None:
             trainer.step(0, *batch)
         else:
@@ -97,18 +96,18 @@ def test_a_step_that_does_what_a_graph_cannot_is_refused_or_reported(work, error
 
 
 def test_an_error_while_regions_are_found_beside_ends_the_capture_as_it_should(monkeypatch, seen):
-    backward = Trainer._backward
+    trainer = make_trainer("cuda", "graph", "bf16")
+    backward = trainer.optimizers.backward
 
-    def worse(trainer, loss):
+    def worse(loss):
         if torch.cuda.is_current_stream_capturing():
             raise MemoryError("no memory beside")
-        backward(trainer, loss)
+        backward(loss)
 
-    monkeypatch.setattr(Trainer, "_backward", worse)
-    with determinism(True):
-        trainer = make_trainer("cuda", "graph", "bf16")
-        with pytest.raises(CannotCapture, match=r"CUDA graph: no memory beside$"):  # and no other error came of it
-            trainer.step(0, *next(batches(1, "cuda")))
+    monkeypatch.setattr(trainer.optimizers, "backward", worse)
+    # No other error came of it.
+    with determinism(True), pytest.raises(CannotCapture, match=r"CUDA graph: no memory beside$"):
+        trainer.step(0, *next(batches(1, "cuda")))
     assert seen().violations == []
 
 

@@ -84,12 +84,12 @@ def test_a_step_asks_for_regions_before_the_work_that_hides_them_and_joins_befor
 
     note(trainer._aside, "run")
     note(trainer._aside, "join")
-    note(trainer, "_backward")
-    note(trainer, "_judge")
+    note(trainer.optimizers, "backward")
+    note(trainer.networks, "judge")
     note(trainer.matching, "remember")
     note(trainer.matching, "forward")
     trainer.step(0, *next(batches(1)))
-    source, target = ["run", "_backward", "join", "remember"], ["run", "_judge", "join", "forward", "_backward"]
+    source, target = ["run", "backward", "join", "remember"], ["run", "judge", "join", "forward", "backward"]
     assert log[: len(source) + len(target)] == source + target
 
 
@@ -102,7 +102,7 @@ def test_an_error_between_leaves_nothing_that_is_not_joined(monkeypatch):
     def fail(loss):
         raise MemoryError("beside")
 
-    monkeypatch.setattr(trainer, "_backward", fail)
+    monkeypatch.setattr(trainer.optimizers, "backward", fail)
     with pytest.raises(MemoryError, match="beside"):
         trainer.step(0, *next(batches(1)))
     assert log == ["join"]

@@ -1,11 +1,9 @@
-"""Both kinds of adversarial loss against their definitions; upsampled logits. Cross entropy: test_upsampled.py."""
+"""Both kinds of adversarial loss against their definitions."""
 
 import numpy as np
 import pytest
 import torch
 
-from simfast.models.upsampled import upsample
-from simfast.testing import Calls
 from simfast.training.losses import adversarial_loss
 
 
@@ -32,31 +30,6 @@ def test_adversarial_losses_are_float32_whatever_the_input(kind):
     loss = adversarial_loss(judgement, "source", kind)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, adversarial_loss(judgement.float(), "source", kind))
-
-
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def test_logits_are_upsampled_by_one_operator_where_nothing_is_differentiated(deterministic):
-    logits = torch.zeros(1, 19, 9, 17, device="meta", requires_grad=True)  # what is not the CPU's is taken for a GPU's
-    with torch.no_grad(), Calls() as calls:
-        assert upsample(logits, (40, 72)).shape == (1, 19, 40, 72)
-    assert calls.names == ["aten.upsample_bilinear2d.default"]
-    with Calls() as calls:
-        upsample(logits, (40, 72))
-    assert len(calls.names) > 10  # what a gradient would need a deterministic backward pass for
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_are_upsampled_alike_with_and_without_a_gradient(dtype):
-    logits = torch.randn(2, 19, 9, 17, requires_grad=True, dtype=dtype)
-    with torch.no_grad():
-        plain = upsample(logits, (40, 73))
-    assert torch.equal(plain, upsample(logits, (40, 73)))
 
 
 def test_a_wrong_kind_or_domain_is_named():

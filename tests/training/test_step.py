@@ -213,7 +213,7 @@ def test_steps_equal_the_paper_written_out(recipe, stage, ops):
             with torch.no_grad():
                 assert float((a - b).norm()) <= share * float((b - start).norm()), (step, name)
                 for key, theirs_now in zip(("exp_avg", "exp_avg_sq"), plain.moments.get(b, ()), strict=False):
-                    ours_now = trainer.optimizer_d.state[a][key]
+                    ours_now = trainer.optimizers.discriminator.state[a][key]
                     assert float((ours_now - theirs_now).norm()) <= 3e-2 * float(theirs_now.norm()), (step, name, key)
                     ours_now.copy_(theirs_now)
                 a.copy_(b)  # so that the differences do not grow from step to step

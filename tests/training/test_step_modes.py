@@ -18,7 +18,8 @@ from simfast.testing import DEVICES, GPU, STUFF, THINGS, Calls, needs_gpu, smoot
 from simfast.training import capture
 from simfast.training import step as step_module
 from simfast.training.capture import CannotCapture
-from simfast.training.step import Trainer, poly
+from simfast.training.optimizers import poly
+from simfast.training.step import Trainer
 
 ON_CPU = [("cpu", "eager", "fp32"), ("cpu", "eager", "bf16"), ("cpu", "eager", "fp16"), ("cpu", "compile", "fp32")]
 ON_GPU = [
@@ -262,10 +263,10 @@ def test_a_capture_that_fails_between_two_optimisers_does_not_harm_the_steps_aft
     auto = make_trainer(mode="auto", precision="fp16")
 
     def fail_once(*args, **kwargs):
-        del auto.optimizer_d.step
+        del auto.optimizers.discriminator.step
         raise RuntimeError("no such luck")
 
-    auto.optimizer_d.step = fail_once  # the scaler has stepped the other optimiser by then
+    auto.optimizers.discriminator.step = fail_once  # the scaler has stepped the other optimiser by then
     assert_same_bits(run(auto, 3), run(make_trainer(precision="fp16"), 3))
     assert auto.mode == "eager"
 
@@ -314,7 +315,8 @@ def test_learning_rates_follow_the_poly_schedule_on_the_device(device):
     batch = next(batches(1, device))
     for step in (0, 31, 49):
         trainer.step(step, *batch)
-        found = [group["lr"] for o in (trainer.optimizer, trainer.optimizer_d) for group in o.param_groups]
+        both = trainer.optimizers.segmentation, trainer.optimizers.discriminator
+        found = [group["lr"] for optimizer in both for group in optimizer.param_groups]
         assert all(rate.device.type == device for rate in found)
         assert [float(rate) for rate in found] == pytest.approx(
             [poly(base, step, trainer.config) for base in (1e-2, 1e-1, 1e-4)], rel=1e-7
@@ -329,8 +331,8 @@ def test_an_overflow_skips_the_update_and_halves_the_scale(device):
     for step, batch in enumerate(batches(2, device)):
         trainer.step(step, *batch)
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
-    assert not any(state["momentum_buffer"].any() for state in trainer.optimizer.state.values())
-    assert all(state["step"] == 0 for state in trainer.optimizer_d.state.values())
+    assert not any(state["momentum_buffer"].any() for state in trainer.optimizers.segmentation.state.values())
+    assert all(state["step"] == 0 for state in trainer.optimizers.discriminator.state.values())
     assert trainer.scaler.state_dict()["scale"] == pytest.approx(1e30 / 4)
     trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 1024.0})
     trainer.step(2, *batch)
@@ -347,7 +349,7 @@ def test_state_takes_the_layout_of_the_parameters_it_is_loaded_for():
     expected, _ = run(plain, 4, first=2)
     for ours, theirs in zip(losses, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
-    for optimizer in (other.optimizer, other.optimizer_d):
+    for optimizer in (other.optimizers.segmentation, other.optimizers.discriminator):
         for p, state in optimizer.state.items():
             assert all(x.stride() == p.stride() for x in state.values() if x.dim())
 
@@ -355,4 +357,4 @@ def test_state_takes_the_layout_of_the_parameters_it_is_loaded_for():
 def test_a_run_without_momentum_has_no_buffers():
     trainer = make_trainer(momentum=0.0, nesterov=False)
     run(trainer, 2)
-    assert not any(trainer.optimizer.state.values())
+    assert not any(trainer.optimizers.segmentation.state.values())

@@ -1,0 +1,88 @@
+"""The networks of a run as its step calls them: normalised inputs, its precision and layout, compiled, averaged."""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from simfast.config import Config
+from simfast.models.weights import normalise
+from simfast.runtime import distributed
+from simfast.training.modes import DTYPES
+from simfast.training.self_training import MeanTeacher
+
+
+class Networks:
+    """The segmentation network, the discriminator and the mean teacher on one device; see `Trainer` for the arguments.
+
+    Args:
+        mode, precision: as `simfast.training.modes` resolved them.
+
+    Attributes:
+        convention: the input that the segmentation network expects.
+        teacher: None without online self-training.
+        map_dtype: of the softmax maps that the discriminator judges, what its first convolution would round them to;
+            None without it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        discriminator: nn.Module | None,
+        convention: str,
+        mode: str,
+        precision: str,
+        device: torch.device,
+    ):
+        self.model, self.discriminator, self.convention = model, discriminator, convention
+        self._config, self._precision, self._device = config, precision, device
+        self.map_dtype = None if discriminator is None else DTYPES[precision]
+        networks = [network for network in (model, discriminator) if network is not None]
+        # Where channels-last convolutions are the fast ones: GPUs, and CPUs in bf16.
+        self._channels_last = device.type == "cuda" or precision != "fp32"
+        for network in networks:
+            network.to(device)
+            if self._channels_last:
+                network.to(memory_format=torch.channels_last)
+        self.teacher = MeanTeacher(model, config.teacher_decay) if config.self_training == "online" else None
+        called = [_compiled(network) if "compile" in mode else network for network in networks]
+        self._called = {net: distributed.averaging(net, call) for net, call in zip(networks, called, strict=True)}
+        if self.teacher is not None:
+            self._teach = _compiled(self.teacher.network) if "compile" in mode else self.teacher.network
+
+    def segment(self, images: Tensor, domain: str) -> tuple[Tensor, Tensor]:
+        """Features and logits of uint8 images [B, 3, H, W]."""
+        images = self._normalised(images)
+        called, last = self._called[self.model], domain == "target" or not self._config.uses_target
+        with self._autocast(), distributed.backward_follows(called, last):
+            return called(images, domain)
+
+    def judge(self, maps: Tensor, last: bool) -> Tensor:
+        """The discriminator's outputs for softmax maps [B, K, H, W].
+
+        Args:
+            last: whether what is propagated back from here is the step's last gradient of the discriminator.
+        """
+        called = self._called[self.discriminator]
+        with self._autocast(), distributed.backward_follows(called, last):
+            return called(maps)
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Tensor:
+        """The teacher's logits of uint8 target images."""
+        with self._autocast():
+            return self._teach(self._normalised(images), "target")[1]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        images = normalise(images, self.convention)
+        return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self._precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, DTYPES[self._precision])
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    return torch.compile(network, dynamic=False, fullgraph=True)
