@@ -2,6 +2,7 @@
 # make test    set up .venv with what the tests need too, then lint and test
 # make test-stub  the step on a GPU that computes nothing, under torch's CUDA build; TORCH=2.14.1 for another one
 # make install the set-up alone
+# make dist    the source distribution, and the wheel built from it, in dist/
 # make docs    the site, in build/site, in an environment of its own without torch; a warning is an error
 # make gpu-bundle  gather what a machine with a GPU may lack, for `python -m bench.gpu OUT` there
 PYTHON ?= python3
@@ -11,6 +12,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard $(foreach folder,csrc csrc/* tests/*,$(addprefix $(folder)/,*.h *.cpp *.cu *.cuh)))
+
+# Where else than on PyPI torch may come from: its builds for the CPU alone, unless there is an NVIDIA driver. PyPI's for
+# Linux bring gigabytes of CUDA. `make train TORCH_INDEX=` takes PyPI's all the same, TORCH_INDEX=URL another.
+TORCH_INDEX ?= $(if $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi 2>/dev/null),,$(CPU_INDEX))
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # torch's CUDA build with nvcc's packages, beside .venv. These tests of others hold what is asked of a GPU, not values.
 TORCH ?= 2.11.0
@@ -22,7 +28,7 @@ STUB_TESTS := \
 	tests/matching/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
 	'tests/ops/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
 
-.PHONY: install train test test-stub docs gpu-bundle clean
+.PHONY: install train test test-stub docs dist gpu-bundle clean
 
 install: .venv/simfast
 
@@ -45,9 +51,13 @@ $(STUB)/ready: pyproject.toml
 	$(STUB_PIP) torch==$(TORCH) 'setuptools>=77' wheel cmake ninja
 	$(STUB_PIP) nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-cccl==13.0.85
 	$(STUB)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print(*p["dependencies"], *p["optional-dependencies"]["test"], sep="\n")' > $(STUB)/requirements.txt
+		more = p["optional-dependencies"]; needs = p["dependencies"] + more["train"] + more["test"]; \
+		print(*(need for need in needs if need != "simfast[train]"), sep="\n")' > $(STUB)/requirements.txt
 	$(STUB_PIP) -r $(STUB)/requirements.txt
 	touch $@
+
+dist: .venv/simfast-test
+	$(BIN)/python -m build --no-isolation
 
 # The package is read there, not imported: neither torch nor simfast is installed.
 docs: .venv-docs/ready
@@ -63,17 +73,18 @@ docs: .venv-docs/ready
 gpu-bundle: .venv/simfast
 	$(BIN)/python -m bench.gpu.bundle
 
-# torch first and pinned: whatever comes later takes the one that is there. The build tools come before our own package,
+# torch first and pinned: whatever comes later takes the one that is there. The other index is asked for torch alone, and
+# not for long: where it cannot be reached, PyPI's build comes. The build tools come before our own package,
 # which is built against that torch (no build isolation).
 .venv/torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simfast needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(PIP) torch==2.13.0
-	$(PIP) 'setuptools>=77' wheel cmake ninja
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --retries 1 --timeout 15 --extra-index-url $(TORCH_INDEX) torch==2.13.0)
+	$(PIP) torch==2.13.0 'setuptools>=77' wheel cmake ninja
 	touch $@
 
 .venv/simfast: .venv/torch pyproject.toml $(NATIVE)
-	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-build-isolation --editable '.[train]'
 	touch $@
 
 # cityscapesscripts' own requirements are a viewer's; its evaluation needs pyquaternion alone.
@@ -83,4 +94,4 @@ gpu-bundle: .venv/simfast
 	touch $@
 
 clean:
-	rm -rf .venv .venv-stub .venv-docs build simfast.egg-info
+	rm -rf .venv .venv-stub .venv-docs build dist simfast.egg-info

@@ -1,6 +1,8 @@
-"""Builds the native library simfast/_simfast.so with CMake and ninja.
+"""Builds the native library simfast/_simfast.so with CMake and ninja, or leaves it out: simfast then runs in PyTorch.
 
 Environment, read at build time:
+    SIMFAST_NATIVE: auto (default: built on Linux where a C++ compiler, cmake and ninja are found; what is found but
+        does not compile is an error), 1 (an error where something is missing, tried on other systems too) or 0.
     SIMFAST_CUDA: auto (default: CUDA kernels where nvcc is found), 1 (an error without nvcc) or 0.
     SIMFAST_CUDA_ARCHITECTURES: as CMake's CMAKE_CUDA_ARCHITECTURES, e.g. "90"; default 80, 86, 89, 90, 100 and 120.
     SIMFAST_CUDA_RUNTIME: static (default), or shared: what the stub GPU of tests/stub stands in for.
@@ -10,6 +12,7 @@ Environment, read at build time:
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,11 +22,40 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 NAME = "simfast._simfast"
 # Machine code for each; for what comes after, the newest one's PTX as well.
 ARCHITECTURES = "80-real;86-real;89-real;90-real;100-real;120"
+# cmake and ninja may be packages beside this Python, whose folder need not be on the PATH.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def why_not_native() -> str | None:
+    """Why the native library is left out; None where it is to be built.
+
+    Raises:
+        SystemExit: SIMFAST_NATIVE is not one of its values, or 1 where something is missing.
+    """
+    wanted = os.environ.get("SIMFAST_NATIVE", "auto")
+    if wanted not in ("auto", "1", "0"):
+        raise SystemExit(f"SIMFAST_NATIVE: must be auto, 1 or 0, got {wanted!r}")
+    insists = "SIMFAST_NATIVE" if wanted == "1" else "SIMFAST_CUDA" if os.environ.get("SIMFAST_CUDA") == "1" else None
+    if wanted == "0":
+        if insists:
+            raise SystemExit("SIMFAST_CUDA: 1 needs SIMFAST_NATIVE to be auto or 1, got 0")
+        return "SIMFAST_NATIVE is 0"
+    if not insists and not sys.platform.startswith("linux"):
+        return f"it is built on Linux, this is {sys.platform}"
+    compilers = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
+    missing = [] if any(shutil.which(name, path=PATH) for name in compilers) else [f"a C++ compiler ({compilers[0]})"]
+    missing += [name for name in ("cmake", "ninja") if shutil.which(name, path=PATH) is None]
+    if not missing:
+        return None
+    if insists:
+        raise SystemExit(f"{insists}: 1 needs {' and '.join(missing)}, not found on the PATH")
+    return f"{' and '.join(missing)} not found on the PATH"
 
 
 def find_nvcc() -> str | None:
@@ -47,6 +79,11 @@ def find_nvcc() -> str | None:
 class CMakeBuild(build_ext):
     """One library for every Python: its name carries no ABI tag."""
 
+    def run(self) -> None:
+        if not self.extensions:  # this command alone was asked for: doing nothing is no answer
+            raise SystemExit(f"simfast: the native library cannot be built: {WHY_NOT}")
+        super().run()
+
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 
@@ -54,7 +91,8 @@ class CMakeBuild(build_ext):
         torch = find_spec("torch")
         if torch is None:
             raise SystemExit(
-                "torch: must be installed before simfast is built, with `pip install --no-build-isolation -e .`"
+                "torch: must be installed before simfast is built with --no-build-isolation "
+                "(SIMFAST_NATIVE=0 leaves the native library out)"
             )
         nvcc, flags = find_nvcc(), os.environ.get("SIMFAST_CUDA_FLAGS", "")
         runtime = os.environ.get("SIMFAST_CUDA_RUNTIME") or "static"
@@ -76,12 +114,15 @@ class CMakeBuild(build_ext):
             options["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("SIMFAST_CUDA_ARCHITECTURES") or ARCHITECTURES
             options["SIMFAST_CUDA_RUNTIME"] = runtime
         defines = [f"-D{key}={value}" for key, value in options.items()]
-        # cmake and ninja may be packages beside this Python, whose folder need not be on the PATH.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        environment = os.environ | {"PATH": path}
-        cmake = shutil.which("cmake", path=path) or "cmake"
-        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True, env=environment)
-        subprocess.run([cmake, "--build", build], check=True, env=environment)
+        environment = os.environ | {"PATH": PATH}
+        cmake = shutil.which("cmake", path=PATH) or "cmake"
+        try:
+            subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True, env=environment)
+            subprocess.run([cmake, "--build", build], check=True, env=environment)
+        except subprocess.CalledProcessError:
+            raise SystemExit(
+                "simfast: the native library did not compile (above); SIMFAST_NATIVE=0 installs without it"
+            ) from None
 
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,11 +131,34 @@ class CMakeBuild(build_ext):
         os.replace(fresh, target)  # a running process keeps the library it has mapped
 
 
+class Modules(build_py):
+    """Says with the modules that the library is not among them: building it is no step of such a build."""
+
+    def run(self) -> None:
+        super().run()
+        if WHY_NOT:
+            rule = "*" * 79
+            print(
+                f"{rule}\nsimfast: the native library is NOT built: {WHY_NOT}.\nThe package works without it, slower, "
+                f"on its reference in PyTorch; SIMFAST_NATIVE=1 insists on it.\n{rule}",
+                file=sys.stderr,
+            )
+
+
 class Wheel(bdist_wheel):
-    """Tagged for the platform alone: there is no Python in the library."""
+    """Tagged for the platform alone, as there is no Python in the library; for any where there is no library."""
+
+    def run(self) -> None:
+        # setuptools packs whatever lies there, also the modules and the library of an earlier build.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
-setup(ext_modules=[Extension(NAME, sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel})
+WHY_NOT = why_not_native()
+setup(
+    ext_modules=[] if WHY_NOT else [Extension(NAME, sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": Modules, "bdist_wheel": Wheel},
+)

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import torch
 
 import simfast
 from simfast import ops
+from simfast.config import Config
+from simfast.training.build import build_matching
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = Path(simfast.__file__).with_name("_simfast.so")
+WITHOUT_CUDA = {**os.environ, "SIMFAST_CUDA": "0"}
 USE = "import torch, simfast; from simfast import ops; print(ops.available()); "
 CALL = "ops.connected_components(torch.zeros(1, 2, 2, dtype=torch.uint8))"
 
@@ -45,7 +49,42 @@ def test_one_sentence_tells_what_to_do(kind, tmp_path):
     used = python(USE + CALL, copy)
     assert used.stdout.strip() == "False", used.stderr  # importing simfast and simfast.ops works
     last = used.stderr.strip().splitlines()[-1]
-    assert re.match(r"RuntimeError: simfast.ops: the native library .*`pip install --no-build-isolation -e \.`$", last)
+    remedy = r"`SIMFAST_NATIVE=1 pip install --force-reinstall --no-deps --no-binary simfast simfast`"
+    assert re.match(rf"RuntimeError: simfast.ops: the native library .*{remedy}$", last)
+    (copy / "setup.py").touch()  # a checkout
+    remedy = r"`SIMFAST_NATIVE=1 pip install --no-build-isolation -e \.`"
+    assert re.search(
+        rf"RuntimeError: simfast.ops: the native library .*{remedy}$", python(USE + CALL, copy).stderr.strip()
+    )
+
+
+MATCHING = "from simfast.matching import StuffInstanceMatching; M = StuffInstanceMatching; "
+
+
+def test_without_the_library_matching_says_once_that_it_uses_the_reference(tmp_path):
+    copy = copy_without_library(tmp_path)
+    used = python(MATCHING + "print(*(M(4, [0], [1]).ops for _ in range(3)))", copy)
+    assert used.stdout.split() == ["reference"] * 3, used.stderr
+    said = "StuffInstanceMatching: ops 'auto' uses the reference in PyTorch, which is slower: simfast.ops: the native"
+    assert used.stderr.count("\n") == used.stderr.count(said) == 1, used.stderr
+    refused = python(MATCHING + "M(4, [0], [1], ops='fused')", copy).stderr.splitlines()[-1]
+    assert re.match(r"ValueError: .*ops must be one that is built, got \"fused\": .*missing; build it with `", refused)
+
+
+def test_auto_is_the_reference_on_a_device_that_the_library_was_not_built_for(monkeypatch, caplog):
+    monkeypatch.setattr(ops.library, "_devices", ("cpu",))  # the one that can stand for a GPU everywhere: meta
+    assert build_matching(Config(), 8, torch.device("cpu")).ops == "fused"
+    assert not caplog.messages
+    assert build_matching(Config(), 8, torch.device("meta")).ops == "reference"
+    assert len(caplog.messages) == 1
+    assert "ops: auto uses the reference in PyTorch, which is slower: the native library was built with" in caplog.text
+    with pytest.raises(RuntimeError, match="connected_components: the native library was built without kernels for me"):
+        ops.connected_components(torch.zeros(1, 2, 2, dtype=torch.uint8, device="meta"))
+
+
+def test_with_the_library_matching_says_nothing():
+    used = python(MATCHING + "print(M(4, [0], [1]).ops)", ROOT)
+    assert (used.stdout.strip(), used.stderr) == ("fused", "")
 
 
 def test_only_the_binding_knows_torch_and_no_header_of_kernels_knows_cuda():
@@ -68,9 +107,63 @@ def test_the_library_needs_no_cuda_to_load():
 
 
 @pytest.fixture
-def find_nvcc(monkeypatch):
+def setup_py(monkeypatch):
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    return runpy.run_path(str(ROOT / "setup.py"))["find_nvcc"]
+    for name in ("SIMFAST_NATIVE", "SIMFAST_CUDA", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.fixture
+def find_nvcc(setup_py):
+    return setup_py["find_nvcc"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "there", "reason"),
+    [
+        ({}, "c++ cmake ninja", None),
+        ({"CXX": "ccache other"}, "ccache cmake ninja", None),
+        ({"SIMFAST_NATIVE": "1"}, "clang++ cmake ninja", None),
+        ({"SIMFAST_NATIVE": "0"}, "c++ cmake ninja", "SIMFAST_NATIVE is 0"),
+        ({}, "cmake ninja", "a C++ compiler (c++) not found on the PATH"),
+        ({"CXX": "other"}, "c++", "a C++ compiler (other) and cmake and ninja not found on the PATH"),
+    ],
+)
+def test_the_library_is_left_out_for_a_reason(environment, there, reason, setup_py, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(shutil, "which", lambda name, **_: name if name in there.split() else None)
+    assert setup_py["why_not_native"]() == reason
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SIMFAST_NATIVE": "1"}, r"SIMFAST_NATIVE: 1 needs a C\+\+ compiler .* not found"),
+        ({"SIMFAST_CUDA": "1"}, r"SIMFAST_CUDA: 1 needs a C\+\+ compiler .* not found"),
+        ({"SIMFAST_CUDA": "1", "SIMFAST_NATIVE": "0"}, "SIMFAST_CUDA: 1 needs SIMFAST_NATIVE to be auto or 1, got 0"),
+        ({"SIMFAST_NATIVE": "no"}, "SIMFAST_NATIVE: must be auto, 1 or 0, got 'no'"),
+    ],
+)
+def test_a_library_that_was_insisted_on_is_not_left_out(environment, message, setup_py, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(SystemExit, match=message):
+        setup_py["why_not_native"]()
+
+
+def test_what_does_not_compile_is_an_error_and_not_left_out(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "CMakeLists.txt").write_text("project(broken LANGUAGES CXX)\nmessage(FATAL_ERROR broken)\n")
+    (tmp_path / "simfast").mkdir()
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel"]
+    built = subprocess.run(command, cwd=tmp_path, env=WITHOUT_CUDA, capture_output=True, text=True)
+    assert built.returncode != 0
+    assert "simfast: the native library did not compile (above); SIMFAST_NATIVE=0 installs without it" in built.stderr
+    assert not [*tmp_path.rglob("*.whl")]
 
 
 @pytest.mark.parametrize(("wanted", "found"), [("auto", None), ("0", None)])

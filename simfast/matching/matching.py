@@ -1,6 +1,8 @@
 """Stuff and instance matching: the paper's Eq. 4-8, Eq. 11 and Algorithm 1 as one module with two calls."""
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -14,6 +16,7 @@ from simfast.matching.bank import RingBank
 from simfast.ops import library
 from simfast.ops.nearest import nearest_l1_ragged
 
+log = logging.getLogger("simfast")
 Classify = Callable[[Tensor], Tensor]
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -47,7 +50,7 @@ class StuffInstanceMatching(nn.Module):
         fill_rule: when a class takes part in matching: "any" (paper), from its first remembered vector on, or "full"
             (released code), only after more vectors than it has slots.
         ops: "fused" (the native ops, which must have been built), "reference" (pure PyTorch), or "auto": fused where
-            they are built. The attribute of that name says which of the two it became.
+            they are built, else the reference, which is said once. The attribute of that name says which it became.
         bank_dtype: what is remembered in; see `RingBank` for what bfloat16 does.
         gather: where several processes train together, what makes them remember the same: (means [B, S, C], ring of
             each [B, S], -1 = none) of this process -> of all, with more images. None: only this process's.
@@ -265,6 +268,14 @@ def _resolve(ops: str) -> str:
         raise ValueError(f"StuffInstanceMatching: ops must be 'auto', 'reference' or 'fused', got {ops!r}")
     if ops == "fused" and not fused.available():
         raise ValueError(f'StuffInstanceMatching: ops must be one that is built, got "fused": {library.error}')
-    if ops == "auto":
-        return "fused" if fused.available() else "reference"
-    return ops
+    if ops != "auto":
+        return ops
+    if fused.available():
+        return "fused"
+    _say_once(f"StuffInstanceMatching: ops 'auto' uses the reference in PyTorch, which is slower: {library.error}")
+    return "reference"
+
+
+@cache
+def _say_once(what: str) -> None:
+    log.warning(what)

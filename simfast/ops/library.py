@@ -8,7 +8,11 @@ import torch
 
 import simfast
 
-REMEDY = "build it with `pip install --no-build-isolation -e .`"
+# A checkout, or an installed package. SIMFAST_NATIVE=1: what a build lacks is then said, and the library not left out.
+_SOURCE = "--no-build-isolation -e ."
+if not Path(simfast.__file__).parents[1].joinpath("setup.py").exists():
+    _SOURCE = "--force-reinstall --no-deps --no-binary simfast simfast"
+REMEDY = f"build it with `SIMFAST_NATIVE=1 pip install {_SOURCE}`"
 
 
 def _load(path: Path) -> str | None:
@@ -32,20 +36,29 @@ def _load(path: Path) -> str | None:
 error = _load(Path(os.environ.get("SIMFAST_LIBRARY") or Path(simfast.__file__).with_name("_simfast.so")))
 
 
-def available() -> bool:
-    """Whether the native library is there and fits, so that the ops can be called."""
-    return error is None
+def available(device: torch.device | str = "cpu") -> bool:
+    """Whether the ops can be called on a device: the native library is there, fits, and was built for it."""
+    return lack(torch.device(device)) is None
+
+
+def lack(device: torch.device) -> str | None:
+    """One sentence that says why no op can be called on `device`, and what mends it; None if they can."""
+    if error is not None:
+        return error
+    if device.type not in _devices:
+        return (
+            f"the native library was built without kernels for {device.type}; "
+            f"for CUDA, re{REMEDY.replace('SIMFAST_NATIVE=1', 'SIMFAST_CUDA=1')}"
+        )
+    return None
 
 
 def require(op: str, device: torch.device) -> None:
     """Raises RuntimeError if `op` cannot run on `device` with what was built."""
     if error is not None:
         raise RuntimeError(error)
-    if device.type not in _devices:
-        raise RuntimeError(
-            f"{op}: the native library was built without kernels for {device.type}; "
-            f"for CUDA, re{REMEDY.replace('`pip', '`SIMFAST_CUDA=1 pip')}"
-        )
+    if (why := lack(device)) is not None:
+        raise RuntimeError(f"{op}: {why}")
 
 
 def _built_for() -> tuple[str, ...]:

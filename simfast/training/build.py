@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from simfast import ops
 from simfast.config import Config
 from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
 from simfast.matching import StuffInstanceMatching
@@ -51,8 +52,16 @@ def build_matching(config: Config, num_features: int, device: torch.device) -> S
         config.max_instances,
         config.gate,
         config.fill_rule,
-        config.ops,
+        _ops_on(device) if config.ops == "auto" else config.ops,
         getattr(torch, bank_dtype),
     )
     matching.gather = distributed.gather if distributed.size() > 1 else None
     return matching.to(device)
+
+
+def _ops_on(device: torch.device) -> str:
+    """What `ops: auto` means on a device: the library may be there, and have been built without CUDA."""
+    if ops.available() and not ops.available(device):
+        log.warning("ops: auto uses the reference in PyTorch, which is slower: %s", ops.library.lack(device))
+        return "reference"
+    return "auto"
