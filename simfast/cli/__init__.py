@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from simfast.runtime.pipe import quiet_pipe
+
 # CPU threads that wait by spinning make a step several times slower as soon as another program wants a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Deterministic matrix products on a GPU need this before the first one (NVIDIA cuBLAS documentation).
@@ -19,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: 0 if all is well, else 1 with what went wrong; 2 for a bad command line; 128 + the signal's number.
     """
-    status = call(sys.argv[1:] if argv is None else argv)
-    raise SystemExit(status if isinstance(status, int) else 0)
+    with quiet_pipe():
+        status = call(sys.argv[1:] if argv is None else argv)
+        raise SystemExit(status if isinstance(status, int) else 0)
 
 
 def call(argv: Sequence[str]) -> Any:
