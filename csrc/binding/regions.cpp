@@ -27,6 +27,10 @@ struct Regions {
         check(max_instances >= 1 && max_instances <= INT32_MAX,
               "find_regions: max_instances must be in [1, 2^31), got ", max_instances);
         std::copy(things.begin(), things.end(), std::copy(stuff.begin(), stuff.end(), args.classes));
+        for (int64_t i = 1; i < num_classes; ++i) {
+            check(std::find(args.classes, args.classes + i, args.classes[i]) == args.classes + i,
+                  "find_regions: stuff and things must hold distinct classes, got ", args.classes[i], " twice");
+        }
         args.num_stuff = static_cast<int32_t>(stuff.size());
         args.num_things = static_cast<int32_t>(things.size());
         args.max_instances = static_cast<int32_t>(max_instances);

@@ -128,6 +128,13 @@ def test_same_bits_whatever_the_number_of_threads():
         assert_same(areas, results[0][1])
 
 
+def test_a_class_given_twice_is_refused_by_the_operator_itself():
+    # Its kernels rely on it, and a graph that was traced or exported calls it without simfast.ops.find_regions.
+    for stuff, things in (([0, 0], [1]), ([0], [0]), ([], [1, 1])):
+        with pytest.raises(RuntimeError, match=r"find_regions: .* distinct classes, got [01] twice"):
+            torch.ops.simfast.find_regions.default(torch.zeros(1, 4, 4, dtype=torch.int64), stuff, things, 10, 8)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device):
     labels = smooth_labels(2, 9, 12, scale=3).to(device)
