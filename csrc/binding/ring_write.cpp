@@ -12,6 +12,16 @@ namespace {
 using namespace simfast::binding;
 using simfast::Dtype;
 
+// Whether a vector lies in the storage itself, so that it could be overwritten before it is read.
+bool overlap(const Tensor& vectors, const Tensor& storage) {
+    if (vectors.numel() == 0 || vectors.scalar_type() != storage.scalar_type()) return false;
+    const auto from = reinterpret_cast<uintptr_t>(vectors.const_data_ptr());
+    const auto to = reinterpret_cast<uintptr_t>(storage.const_data_ptr());
+    const int64_t last = (vectors.size(0) - 1) * vectors.stride(0) + (vectors.size(1) - 1) * vectors.stride(1);
+    const auto size = static_cast<uintptr_t>(storage.element_size());
+    return from < to + storage.numel() * size && to < from + (last + 1) * size;
+}
+
 struct RingWrite {
     simfast::RingWriteArgs args{};
     Tensor vectors, classes, starts, sizes;
@@ -31,6 +41,7 @@ struct RingWrite {
         const bool doubles = unrounded_dtype("ring_write: vectors", given.scalar_type(), cuda) == Dtype::f64;
         args.storage_dtype = feature_dtype("ring_write: storage", storage.scalar_type(), cuda);
         vectors = given.stride(1) == 1 || args.D == 1 ? given : torch::stable::contiguous(given);
+        if (overlap(vectors, storage)) vectors = torch::stable::clone(vectors);
         classes = integers("ring_write: classes", given_classes, args.N);
         starts = integers("ring_write: starts", given_starts, args.K);
         sizes = integers("ring_write: sizes", given_sizes, args.K);

@@ -7,10 +7,16 @@ MAP_DTYPES = frozenset((torch.uint8, torch.int16, torch.int32, torch.int64))
 FEATURE_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
 
+def check_tensors(op: str, **arguments: Tensor) -> None:
+    """Raises unless all of them are tensors."""
+    for name, x in arguments.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+
+
 def check_map(op: str, name: str, x: Tensor) -> None:
     """Raises unless x is what every op takes for a map of labels or segments."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    check_tensors(op, **{name: x})
     if x.dtype not in MAP_DTYPES:
         raise TypeError(f"{op}: {name} must be uint8, int16, int32 or int64 [B, H, W], {came(x)}")
     if x.ndim != 3 or x.numel() == 0:

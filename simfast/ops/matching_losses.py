@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.checks import came
+from simfast.ops.checks import came, check_tensors
 
 
 def matching_losses(
@@ -34,6 +34,7 @@ def matching_losses(
 
     Source: Eq. 6 and Eq. 8.
     """
+    check_tensors("matching_losses", distances=distances, rows=rows, rings=rings)
     double_on_cpu = distances.dtype == torch.float64 and distances.device.type != "cuda"
     if distances.ndim != 2 or not (distances.dtype == torch.float32 or double_on_cpu):
         raise ValueError(f"matching_losses: distances must be float32 [B, S] (float64 on the CPU), {came(distances)}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.checks import came
+from simfast.ops.checks import came, check_tensors
 
 DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
@@ -92,8 +92,7 @@ def _nearest(
 
 
 def _check_floating(name: str, x: Tensor, ndim: int) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"nearest_l1: {name} must be a tensor, got {type(x).__name__}")
+    check_tensors("nearest_l1", **{name: x})
     double_on_cpu = x.dtype == torch.float64 and x.device.type != "cuda"
     if x.ndim != ndim or not (x.dtype in DTYPES or double_on_cpu):
         raise ValueError(
@@ -103,8 +102,7 @@ def _check_floating(name: str, x: Tensor, ndim: int) -> None:
 
 
 def _check_integers(name: str, x: Tensor, like: Tensor, what: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"nearest_l1: {name} must be a tensor, got {type(x).__name__}")
+    check_tensors("nearest_l1", **{name: x})
     integer = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
     if not integer or x.shape != like.shape[:1]:
         raise ValueError(f"nearest_l1: {name} must be integer [{like.shape[0]}], one for each {what}, {came(x)}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.checks import FEATURE_DTYPES, came
+from simfast.ops.checks import FEATURE_DTYPES, came, check_tensors
 
 
 def ring_write(
@@ -30,6 +30,8 @@ def ring_write(
 
     Source: Algorithm 1's counter c_k; Eq. 5.
     """
+    check_tensors("ring_write", storage=storage, written=written, vectors=vectors)
+    check_tensors("ring_write", classes=classes, starts=starts, sizes=sizes)
     for name, x in (("storage", storage), ("vectors", vectors)):
         double_on_cpu = x.dtype == torch.float64 and x.device.type != "cuda"
         if x.ndim != 2 or not (x.dtype in FEATURE_DTYPES or double_on_cpu):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.checks import FEATURE_DTYPES, came, check_map
+from simfast.ops.checks import FEATURE_DTYPES, came, check_map, check_tensors
 
 
 def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tensor:
@@ -37,8 +37,7 @@ def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tenso
 
 
 def _check_features(features: Tensor, segments: Tensor) -> None:
-    if not isinstance(features, Tensor):
-        raise TypeError(f"segment_mean: features must be a tensor, got {type(features).__name__}")
+    check_tensors("segment_mean", features=features)
     double_on_cpu = features.dtype == torch.float64 and features.device.type != "cuda"
     if features.ndim != 4 or not (features.dtype in FEATURE_DTYPES or double_on_cpu):
         raise ValueError(

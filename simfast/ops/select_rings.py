@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from simfast.ops import library
-from simfast.ops.checks import FEATURE_DTYPES, came
+from simfast.ops.checks import FEATURE_DTYPES, came, check_tensors
 
 
 def select_rings(
@@ -29,12 +29,14 @@ def select_rings(
 
     Source: "regions with area > 0" of Algorithm 1; the released code's gate.
     """
+    check_tensors("select_rings", areas=areas, slot_rings=slot_rings)
     if areas.dtype != torch.int32 or areas.ndim != 2:
         raise ValueError(f"select_rings: areas must be int32 [B, S], {came(areas)}")
     _check_slots("slot_rings", slot_rings, areas)
     if logits is not None:
         if slot_classes is None:
             raise ValueError("select_rings: slot_classes must be given with logits, got None")
+        check_tensors("select_rings", logits=logits, slot_classes=slot_classes)
         _check_slots("slot_classes", slot_classes, areas)
         _check_logits(logits, areas)
         logits = logits.detach()

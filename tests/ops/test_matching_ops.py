@@ -55,6 +55,14 @@ def test_a_write_equals_the_reference_to_the_bit(stored, given, device):
     assert_same(ours[1], theirs[1], "written")
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_write_of_rows_of_the_storage_itself_equals_the_reference(device):
+    ours, theirs = make_rings(device=device), make_rings()
+    for op, (storage, written, _, classes, *rings) in ((ops.ring_write, ours), (reference.ring_write, theirs)):
+        op(storage, written, storage[5:25], torch.full_like(classes[:20], 2), *rings)
+    assert_same(ours[0], theirs[0])
+
+
 def test_a_write_of_values_that_lie_between_two_rounds_as_torch_does():
     values = torch.tensor([[1 + 2**-9, 1 + 3 * 2**-9, -0.0, torch.inf, 2**-133, 65519.9, 65520.0, 1e-40]])
     for dtype in DTYPES[1:3]:
@@ -144,6 +152,16 @@ def test_compiled_they_equal_eager():
     assert_same(torch.compile(step, fullgraph=True, backend="aot_eager")(*compiled), expected)
     assert_same(compiled[0], eager[0])
     assert_same(compiled[1], eager[1])
+
+
+def test_what_is_no_tensor_is_named():
+    for call, message in (
+        (lambda: ops.ring_write(*make_rings()[:2], [[1.0]], *make_rings()[3:]), "ring_write: vectors"),
+        (lambda: ops.select_rings([[1]], torch.zeros(1).long()), "select_rings: areas"),
+        (lambda: ops.matching_losses(make_slots()[0], [[1]], *make_slots()[2:]), "matching_losses: rows"),
+    ):
+        with pytest.raises(TypeError, match=f"^{message} must be a tensor, got list$"):
+            call()
 
 
 def test_bad_input_is_named():
