@@ -202,7 +202,8 @@ void nearest_backward_cpu(const NearestBackwardArgs& args, int64_t begin, int64_
 // Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1 of the storage. Its vector number i, counted from 0 over
 // all calls, goes to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay.
 // written[k] grows by all of them. A class outside [0, K), -1 above all, is not stored, nor is one whose ring would
-// leave the storage. Values are rounded to nearest, ties to even. No other row of the storage is touched.
+// leave the storage or has written[k] < 0. Values are rounded to nearest, ties to even. No other row of the storage is
+// touched.
 // ---------------------------------------------------------------------------------------------------------------------
 struct RingWriteArgs {
     const float* vectors;    // in     [N, D], rows vectors_stride apart, contiguous in D; null if doubles come

@@ -28,7 +28,7 @@ void copy_row(const RingWriteArgs& a, const From* vector, int64_t row) {
 void ring_write_cpu(const RingWriteArgs& a, int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
         const int64_t start = a.starts[k], size = a.sizes[k];
-        if (start < 0 || size < 1 || size > a.T - start) continue;
+        if (start < 0 || size < 1 || size > a.T - start || a.written[k] < 0) continue;
         const int64_t total = std::count(a.classes, a.classes + a.N, k);
         for (int64_t n = 0, number = 0; number < total; ++n) {
             if (a.classes[n] != k) continue;

@@ -65,9 +65,9 @@ template <typename Value, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 1) ring_write_kernel(const __grid_constant__ RingWriteArgs a) {
     SIMFAST_SHARED(RingShared, shared);
     const int64_t k = blockIdx.x, start = a.starts[k], size = a.sizes[k];
-    if (start < 0 || size < 1 || size > a.T - start) return;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t before = a.written[k];
+    if (start < 0 || size < 1 || size > a.T - start || before < 0) return;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t total = 0;
     for (int64_t base = 0; base < a.N; base += kThreads) {
         const int64_t n = base + threadIdx.x;

@@ -61,12 +61,12 @@ def test_ring_write_reads_vectors_at_any_stride(shuffled):
 
 
 def test_a_ring_that_leaves_the_storage_is_left_alone(shuffled):
-    storage, written = torch.zeros(6, 4), torch.tensor([5, 5, 5, 5])
-    starts, sizes = torch.tensor([-1, 4, 0, 0]), torch.tensor([2, 3, 0, 2])
-    classes = torch.tensor([0, 1, 2, 3])
-    got, counts = written_by(shuffled, storage, written, torch.ones(4, 4), classes, starts, sizes)
+    storage, written = torch.zeros(6, 4), torch.tensor([5, 5, 5, 5, -5])
+    starts, sizes = torch.tensor([-1, 4, 0, 0, 2]), torch.tensor([2, 3, 0, 2, 3])
+    classes = torch.tensor([0, 1, 2, 3, 4])
+    got, counts = written_by(shuffled, storage, written, torch.ones(5, 4), classes, starts, sizes)
     assert got.sum(1).tolist() == [0, 4, 0, 0, 0, 0]
-    assert counts.tolist() == [5, 5, 5, 6]
+    assert counts.tolist() == [5, 5, 5, 6, -5]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

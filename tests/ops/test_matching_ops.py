@@ -63,6 +63,16 @@ def test_a_write_of_rows_of_the_storage_itself_equals_the_reference(device):
     assert_same(ours[0], theirs[0])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_ring_with_a_negative_count_is_left_alone(device):
+    storage, written, vectors, classes, *rings = make_rings(device=device)
+    written[2] = -5  # from row 6 that would lead to row 1, which is another ring's
+    before = storage.clone()
+    ops.ring_write(storage, written, vectors, torch.full_like(classes, 2), *rings)
+    assert torch.equal(storage, before)
+    assert written.tolist() == [7, 0, -5]
+
+
 def test_a_write_of_values_that_lie_between_two_rounds_as_torch_does():
     values = torch.tensor([[1 + 2**-9, 1 + 3 * 2**-9, -0.0, torch.inf, 2**-133, 65519.9, 65520.0, 1e-40]])
     for dtype in DTYPES[1:3]:
