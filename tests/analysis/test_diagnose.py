@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import train
+from running import train
 
 from simfast.analysis.gradients import TRUTH, GradientTally, term_gradients
 from simfast.analysis.region_statistics import RegionTally, bank_spacing, describe_regions, nearest_rows

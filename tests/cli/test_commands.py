@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import train
+from running import train
 
 from simfast import __version__
 from simfast.cli import main

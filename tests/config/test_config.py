@@ -6,7 +6,7 @@ import typing
 
 import pytest
 import yaml
-from runs import settings_of
+from running import settings_of
 
 from simfast.config import COMMAND_LINE_ONLY, Config
 from simfast.config.presets import PRESETS, RECIPES

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import train
+from running import train
 
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching

@@ -6,7 +6,7 @@ import sys
 import pytest
 import stub_gpu
 import torch
-from runs import settings_of, train
+from running import settings_of, train
 from stub_steps import batches, small_trainer
 
 from simfast.inference.evaluate import Scores, evaluate

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from runs import train
+from running import train
 
 from simfast.config import Config
 from simfast.models import checkpoint

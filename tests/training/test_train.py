@@ -17,7 +17,7 @@ import time
 import pytest
 import torch
 from PIL import Image
-from runs import train
+from running import train
 
 from simfast.models import checkpoint, deeplab_v2
 from simfast.models.weights import load_weights
