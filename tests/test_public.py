@@ -1,7 +1,9 @@
 """The package's public face."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,10 @@ def test_what_the_package_does_not_have_is_an_attribute_error():
     assert all(hasattr(simfast, name) for name in simfast.__all__)
     with pytest.raises(AttributeError, match="module 'simfast' has no attribute 'Matching'"):
         _ = simfast.Matching
+
+
+def test_one_version_everywhere():
+    root = Path(__file__).parents[1]
+    cited = re.search(r"^version: (.*)$", (root / "CITATION.cff").read_text(), re.MULTILINE)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert (cited[1], project["version"]) == (simfast.__version__,) * 2

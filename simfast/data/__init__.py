@@ -100,7 +100,7 @@ def _open_files(
     options = {"labelled": description.labelled, "resize_labels": resize_labels}
     replaced = {"images_replaced": images is not None}
     if root is not None and not root.is_dir():
-        raise ValueError(f"{root}: must be the folder of {name}, got nothing there")
+        raise ValueError(f"{root}: must be the folder of data set {name!r}, got nothing there")
     if name == "streets":
         dataset = open_streets(split, size, **options)
     elif name == "camvid":

@@ -117,7 +117,7 @@ def predict(
                 bar.update()
     finally:
         model.train(was_training)
-    log.info("%d pictures labelled in %s, %d skipped", len(names) - len(skipped), out, len(skipped))
+    log.info("labelled %d of %d pictures, in %s", len(names) - len(skipped), len(names), out)
     return skipped
 
 

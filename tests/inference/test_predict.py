@@ -146,7 +146,7 @@ def test_a_bad_picture_is_named_and_skipped(tmp_path, caplog):
     assert [path.name for path, _ in skipped] == ["03.png", "07.png", "12.tif"]
     assert "floats" in skipped[2].reason
     assert f"skipped {photos / '03.png'}: " in caplog.text
-    assert f"10 pictures labelled in {out}, 3 skipped" in caplog.text
+    assert f"labelled 10 of 13 pictures, in {out}" in caplog.text
     assert len(files_of(out)) == 3 * 10
 
 
