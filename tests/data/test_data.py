@@ -259,7 +259,7 @@ def test_a_folder_without_splits_is_for_training_alone(pair):
         (("streets", None, "val", SIZE), "streets: split must be one of source, train, test, got 'val'"),
         (("camvid", Path("."), "testing", SIZE), "camvid: split must be one of train, val, test, got 'testing'"),
         (("camvid", None, "train", SIZE), "root: camvid needs the folder that it is in .*, got none"),
-        (("folder", Path("no/such"), "train", SIZE), "no/such: must be the folder of data set 'folder', got nothing there"),
+        (("folder", Path("no/such"), "train", SIZE), "no/such: must be the folder of data set 'folder', got nothing"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(arguments, message):
