@@ -1,9 +1,11 @@
 """Settings from a command line, where a command has any: which come first, and which a resumed run keeps."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +83,8 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         ValueError, OSError: naming the file or setting.
     """
     if start.resume is not None:
+        if start.config is not None:
+            raise ValueError(f"config: a resumed run has its own settings, got {start.config} for {start.resume}")
         return _begun(Path(start.resume))
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
@@ -109,7 +113,8 @@ def _start(command: type, argv: Sequence[str]) -> Start:
     options = _options(command, Config(), Start._fields)
     try:
         argv = [argument for argument in argv if argument not in ("-h", "--help")]
-        found = tyro.cli(options, args=argv, console_outputs=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # where tyro writes of a bad value, whatever it is told
+            found = tyro.cli(options, args=argv, console_outputs=False)
     except SystemExit:  # read for the second time, it is told what is wrong
         return Start()
     given = {name: getattr(group, name) for group in _groups(found) for name in names(type(group))}
@@ -198,9 +203,9 @@ def _begun(path: Path) -> Config:
     from simfast.models import checkpoint
 
     if path.is_dir() and not (path / "last.pt").exists() and (path / "config.yaml").exists():
-        # The folder of --stage all: its two runs are inside.
         stored = Config.from_dict(_read_settings(path / "config.yaml"), str(path / "config.yaml"))
-        return dataclasses.replace(stored, resume=path, out=path)
+        if stored.stage == "all":  # its two runs are inside
+            return dataclasses.replace(stored, resume=path, out=path)
     path = checkpoint.resolve(path)
     stored = Config.from_dict(checkpoint.load(path)["config"], str(path))
     return dataclasses.replace(stored, resume=path, out=path.parent)
@@ -213,7 +218,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must be YAML, got {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: must hold a mapping of settings, got {type(loaded).__name__}")
-    settings = flattened({str(key).replace("-", "_"): value for key, value in loaded.items()}, str(path))
+    settings = flattened(loaded, str(path))
     for key in COMMAND_LINE_ONLY & settings.keys():
         raise ValueError(f"{path}: {key} belongs on the command line, got {settings[key]!r}")
     return settings

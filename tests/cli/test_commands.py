@@ -224,6 +224,11 @@ def test_errors_are_one_line_that_names_the_command(settings, tmp_path):
     assert "nowhere" in simfast("evaluate", tmp_path / "nowhere")
 
 
+def test_a_bad_value_is_told_once(capsys):
+    assert simfast("train", "--steps", "many") == 2
+    assert capsys.readouterr().err.count("Error parsing --steps") == 1
+
+
 def test_a_checkpoint_is_found_behind_the_options_too(run, capsys):
     # Its settings are the starting point.
     assert parse(["evaluate", "--workers", "3", str(run[0])], COMMANDS).config.arch == "resnet18"
