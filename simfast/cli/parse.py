@@ -7,6 +7,8 @@ import functools
 import inspect
 import io
 import itertools
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
@@ -23,6 +25,7 @@ from simfast.config.settings import GROUPS
 DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM, CVPR 2020).
 
 simfast COMMAND --help explains a command, simfast --version says which this is.
+
 Completion: simfast --tyro-print-completion bash (zsh, tcsh), to be sourced."""
 
 
@@ -57,10 +60,11 @@ def parse(argv: Sequence[str], commands: dict[str, type]) -> Any:
         base = starting_point(_start(command, argv[1:]), getattr(command, "CHECKPOINT", "best.pt"))
     kinds = []
     for name, one in commands.items():
-        first, *_ = help_ = inspect.getdoc(one).splitlines()
-        described = tyro.conf.subcommand(name, description="\n".join(help_) if one is command else first)
+        about = inspect.getdoc(one)
+        about = _wrapped(about) if one is command else about.splitlines()[0]
+        described = tyro.conf.subcommand(name, description=about)
         kinds.append(Annotated[_options(one, base if one is command else Config()), described])
-    found = tyro.cli(Union[tuple(kinds)], args=argv, prog="simfast", description=DESCRIPTION)  # noqa: UP007
+    found = tyro.cli(Union[tuple(kinds)], args=argv, prog="simfast", description=_wrapped(DESCRIPTION))  # noqa: UP007
     settings = {name: getattr(group, name) for group in _groups(found) for name in names(type(group))}
     config = dataclasses.replace(base, **settings)
     if config.resume is not None and "resume" in command.READS:
@@ -148,6 +152,13 @@ def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
         fields.append((title, Annotated[made, OmitArgPrefixes], dataclasses.field(default=made())))
     about = {"__doc__": command.__doc__}
     return dataclasses.make_dataclass(command.__name__, fields, frozen=True, kw_only=True, namespace=about)
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs in the terminal's width, which tyro prints as they are. It joins lines, but for those with a space in
+    front."""
+    fill = functools.partial(textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" ")
+    return "\n\n".join(fill(paragraph, break_on_hyphens=False) for paragraph in text.split("\n\n"))
 
 
 def _explained(kind: type, name: str, of: Any) -> Any:

@@ -91,6 +91,21 @@ def test_help_shows_what_preset_and_checkpoint_make_the_defaults(run, capsys, mo
         assert text in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_a_terminal(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert simfast(*name.split(), "--help") == 0
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert ("CHECKPOINT" in usage) == (name in ("evaluate", "predict", "pseudo-labels", "diagnose"))
+
+
+def test_diagnose_refuses_what_only_a_step_reads(capsys):
+    for name in ("--lambda-d", "--lambda-mix", "--confidence", "--teacher-decay", "--lr"):
+        assert simfast("diagnose", "run", name, "0.5") == 2
+        assert name in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from simfast.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
