@@ -136,8 +136,9 @@ def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
         optional: settings that are to be None where they are not given, and whatever string where they are.
     """
     own = {field.name: field for field in dataclasses.fields(command) if field.name != "config"}
-    fields: list[tuple[str, Any, Any]] = [("config", Annotated[Config, Suppress], dataclasses.field(default=base))]
-    fields += [(name, _explained(command, name, own[name].type), own[name]) for name in own]
+    fields: list[tuple[str, Any, Any]] = [
+        (name, _explained(command, name, field.type), field) for name, field in own.items()
+    ]
     for title, group in GROUPS.items():
         if not set(names(group)) & set(command.READS):
             continue
