@@ -94,8 +94,11 @@ def plan(rows: list[str], seeds: list[int], config: Config, warm_up: int = 0) ->
             where a step budget is short. target-only, which sees no source, trains that much longer instead.
 
     Raises:
-        ValueError: an unknown row or setting.
+        ValueError: no row or no seed; an unknown row or setting.
     """
+    for name, values in (("rows", rows), ("seeds", seeds)):
+        if not values:
+            raise ValueError(f"{name}: must name at least one, got none")
     names = [row for name in rows for row in GROUPS.get(name, [name])]
     runs: dict[Path, Run] = {}
     for name in dict.fromkeys(names):
@@ -166,10 +169,12 @@ def run_all(runs: list[Run], trainer: Sequence[str] = TRAINER, jobs: int = 1) ->
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the runs in progress got it too, and have saved; call again to continue.
-        ValueError: jobs below 1; a run begun with other settings.
+        ValueError: jobs below 1; a run begun, or done, with other settings.
     """
     if jobs < 1:
         raise ValueError(f"jobs: must be at least 1, got {jobs}")
+    for run in runs:
+        _check_settings(run)
     out = runs[0].config.out.parent
     waiting, failed = [run for run in runs if not run.result.exists()], []
     with (
@@ -209,7 +214,8 @@ def _needed(run: Run) -> list[Path]:
 def _command(run: Run, trainer: Sequence[str]) -> list[str]:
     """What begins or continues a run, whose folder and settings file then exist."""
     run.config.out.mkdir(parents=True, exist_ok=True)
-    settings, last = _write_settings(run), run.config.out / "last.pt"
+    settings, last = run.config.out / SETTINGS, run.config.out / "last.pt"
+    write_text(settings, yaml.safe_dump(run.config.portable(), sort_keys=False))
     where = ["--resume", str(last)] if last.exists() else ["--config", str(settings), "--out", str(run.config.out)]
     return [*trainer, *where]
 
@@ -277,16 +283,22 @@ class _Processes:
             process.send_signal(number)
 
 
-def _write_settings(run: Run) -> Path:
-    """The settings file of a run; never other ones than those that it was begun with."""
-    path, now = run.config.out / SETTINGS, run.config.to_dict()
+def _check_settings(run: Run) -> None:
+    """
+    Raises:
+        ValueError: a run that is there was begun with other settings: one table is never of two kinds of runs.
+    """
+    path = run.config.out / SETTINGS
+    if not path.exists():
+        return
     # A setting that did not exist then has its default.
-    before = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).to_dict() if path.exists() else now
-    for key in now:
-        if key not in FREE_ON_RESUME - {"steps"} and before[key] != now[key]:
+    before, now = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).to_dict(), run.config.to_dict()
+    for key, new in now.items():
+        old = before[key]
+        if run.result.exists() and isinstance(getattr(run.config, key), Path) and old is not None:
+            old, new = Path(old).name, Path(new).name  # what a run that is done has read may have moved since
+        if old != new and key not in FREE_ON_RESUME - {"steps"}:
             raise ValueError(f"{path}: {key} must stay {before[key]!r} as the run was begun, got {now[key]!r}")
-    write_text(path, yaml.safe_dump(run.config.portable(), sort_keys=False))
-    return path
 
 
 def _forget_start(out: Path) -> None:

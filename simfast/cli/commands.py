@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from simfast.config import Config
 from simfast.config.config import names
-from simfast.config.settings import Data, Losses
+from simfast.config.settings import Data
 
 # What takes long to import is imported where a command runs: help does without.
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("simfast")
 
+Checkpoint = Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
 EVERYTHING = tuple(names(Config))
 _START = ("preset", "config")
 # Where a part of the data is, and what it is in training.
@@ -49,7 +50,8 @@ class Train:
 
     By stuff and instance matching on top of an adversarial loss; without a setting, on the embedded `streets`. A
     setting counts where it is given here, else in --config, else in --preset; with --resume, the run's own come first.
-    `torchrun --nproc-per-node N -m simfast train ...` trains with N processes, each with a batch and a GPU of its own.
+
+    N processes, each with a batch and a GPU of its own: `torchrun --nproc-per-node N -m simfast train ...`
     """
 
     READS: ClassVar[Sequence[str]] = EVERYTHING
@@ -74,7 +76,7 @@ class Evaluate:
         *("target", "target_root", "target_ids", "target_size", "eval_split", "score_classes", "cache"),
     )
 
-    checkpoint: Positional[Path]
+    checkpoint: Checkpoint
     """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
     config: Config
     report: Path | None = None
@@ -110,9 +112,9 @@ class Predict:
 
     READS: ClassVar[Sequence[str]] = (*_START, *_NETWORK, "target_size")
 
-    checkpoint: Positional[Path]
+    checkpoint: Checkpoint
     """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
-    inputs: Positional[tuple[Path, ...]]
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE ...", help_behavior_hint="(required)")]
     """Pictures of any size, and folders of them."""
     config: Config
     out: Path = Path("predictions")
@@ -153,7 +155,7 @@ class PseudoLabels:
         *("target", "target_root", "target_split", "target_size", "cache", "pseudo_cap", "pseudo_softmax"),
     )
 
-    checkpoint: Positional[Path]
+    checkpoint: Checkpoint
     """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
     out: Path
     """Folder of the labels."""
@@ -175,7 +177,7 @@ class Prepare:
     Give the settings that training will be given. What is there already is kept.
     """
 
-    READS: ClassVar[Sequence[str]] = (*_START, *_DATA, "source_images")
+    READS: ClassVar[Sequence[str]] = (*_START, *_DATA)
 
     config: Config
 
@@ -197,7 +199,7 @@ class Prepare:
 class CheckData:
     """Read every file that training with these settings would read, and list what is missing or broken."""
 
-    READS: ClassVar[Sequence[str]] = (*_START, *_DATA, "source_images")
+    READS: ClassVar[Sequence[str]] = (*_START, *_DATA)
 
     config: Config
 
@@ -224,12 +226,12 @@ class Diagnose:
     READS: ClassVar[Sequence[str]] = (
         *_START,
         *(name for name in names(Data) if name not in ("eval_split", "report_split", "score_classes")),
-        *(name for name in names(Losses) if name not in ("self_training", "teacher_decay")),
+        *("lambda_seg", "lambda_adv", "lambda_ci", "lambda_ci_stage2", "adversary"),
         *("gate", "fill_rule", "bank_dtype", "match_pseudo_labels", "ops"),
         *("precision", "batch_size", "seed", "device", "pseudo_labels"),
     )
 
-    checkpoint: Positional[Path]
+    checkpoint: Checkpoint
     """Run folder (its last checkpoint) or a checkpoint of a run."""
     config: Config
     pairs: int = 50
@@ -267,8 +269,11 @@ class Ablate:
 
     Rows: source-only, aa, aa+it, aa+sim, aa+it+sim, aa+sim+ssl, aa+it+sim+ssl, target-only; each may carry settings of
     its own, as in "aa+sim,lambda_ci=0.1". aa is adversarial adaptation, it image transfer (--source-images or
-    --transfer; fda where neither is given), ssl stage 2. Groups: modules (Tables 2 and 6), lambda_ci (Table 3), w
-    (Table 4). Call again to continue.
+    --transfer; fda where neither is given), ssl stage 2.
+
+    Groups: modules (Tables 2 and 6), lambda_ci (Table 3), w (Table 4).
+
+    The same command continues what was interrupted.
     """
 
     READS: ClassVar[Sequence[str]] = tuple(

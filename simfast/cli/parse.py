@@ -1,10 +1,14 @@
 """Settings from a command line, where a command has any: which come first, and which a resumed run keeps."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
+import io
 import itertools
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
@@ -21,6 +25,7 @@ from simfast.config.settings import GROUPS
 DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM, CVPR 2020).
 
 simfast COMMAND --help explains a command, simfast --version says which this is.
+
 Completion: simfast --tyro-print-completion bash (zsh, tcsh), to be sourced."""
 
 
@@ -55,10 +60,11 @@ def parse(argv: Sequence[str], commands: dict[str, type]) -> Any:
         base = starting_point(_start(command, argv[1:]), getattr(command, "CHECKPOINT", "best.pt"))
     kinds = []
     for name, one in commands.items():
-        first, *_ = help_ = inspect.getdoc(one).splitlines()
-        described = tyro.conf.subcommand(name, description="\n".join(help_) if one is command else first)
+        about = inspect.getdoc(one)
+        about = _wrapped(about) if one is command else about.splitlines()[0]
+        described = tyro.conf.subcommand(name, description=about)
         kinds.append(Annotated[_options(one, base if one is command else Config()), described])
-    found = tyro.cli(Union[tuple(kinds)], args=argv, prog="simfast", description=DESCRIPTION)  # noqa: UP007
+    found = tyro.cli(Union[tuple(kinds)], args=argv, prog="simfast", description=_wrapped(DESCRIPTION))  # noqa: UP007
     settings = {name: getattr(group, name) for group in _groups(found) for name in names(type(group))}
     config = dataclasses.replace(base, **settings)
     if config.resume is not None and "resume" in command.READS:
@@ -81,6 +87,8 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         ValueError, OSError: naming the file or setting.
     """
     if start.resume is not None:
+        if start.config is not None:
+            raise ValueError(f"config: a resumed run has its own settings, got {start.config} for {start.resume}")
         return _begun(Path(start.resume))
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
@@ -109,7 +117,8 @@ def _start(command: type, argv: Sequence[str]) -> Start:
     options = _options(command, Config(), Start._fields)
     try:
         argv = [argument for argument in argv if argument not in ("-h", "--help")]
-        found = tyro.cli(options, args=argv, console_outputs=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # where tyro writes of a bad value, whatever it is told
+            found = tyro.cli(options, args=argv, console_outputs=False)
     except SystemExit:  # read for the second time, it is told what is wrong
         return Start()
     given = {name: getattr(group, name) for group in _groups(found) for name in names(type(group))}
@@ -127,8 +136,9 @@ def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
         optional: settings that are to be None where they are not given, and whatever string where they are.
     """
     own = {field.name: field for field in dataclasses.fields(command) if field.name != "config"}
-    fields: list[tuple[str, Any, Any]] = [("config", Annotated[Config, Suppress], dataclasses.field(default=base))]
-    fields += [(name, _explained(command, name, own[name].type), own[name]) for name in own]
+    fields: list[tuple[str, Any, Any]] = [
+        (name, _explained(command, name, field.type), field) for name, field in own.items()
+    ]
     for title, group in GROUPS.items():
         if not set(names(group)) & set(command.READS):
             continue
@@ -143,6 +153,13 @@ def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
         fields.append((title, Annotated[made, OmitArgPrefixes], dataclasses.field(default=made())))
     about = {"__doc__": command.__doc__}
     return dataclasses.make_dataclass(command.__name__, fields, frozen=True, kw_only=True, namespace=about)
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs in the terminal's width, which tyro prints as they are. It joins lines, but for those with a space in
+    front."""
+    fill = functools.partial(textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" ")
+    return "\n\n".join(fill(paragraph, break_on_hyphens=False) for paragraph in text.split("\n\n"))
 
 
 def _explained(kind: type, name: str, of: Any) -> Any:
@@ -198,9 +215,9 @@ def _begun(path: Path) -> Config:
     from simfast.models import checkpoint
 
     if path.is_dir() and not (path / "last.pt").exists() and (path / "config.yaml").exists():
-        # The folder of --stage all: its two runs are inside.
         stored = Config.from_dict(_read_settings(path / "config.yaml"), str(path / "config.yaml"))
-        return dataclasses.replace(stored, resume=path, out=path)
+        if stored.stage == "all":  # its two runs are inside
+            return dataclasses.replace(stored, resume=path, out=path)
     path = checkpoint.resolve(path)
     stored = Config.from_dict(checkpoint.load(path)["config"], str(path))
     return dataclasses.replace(stored, resume=path, out=path.parent)
@@ -213,7 +230,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must be YAML, got {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: must hold a mapping of settings, got {type(loaded).__name__}")
-    settings = flattened({str(key).replace("-", "_"): value for key, value in loaded.items()}, str(path))
+    settings = flattened(loaded, str(path))
     for key in COMMAND_LINE_ONLY & settings.keys():
         raise ValueError(f"{path}: {key} belongs on the command line, got {settings[key]!r}")
     return settings

@@ -128,6 +128,8 @@ class Config(Step, Matching, Losses, Model, Data, Run):
             return pydantic.TypeAdapter(Config).validate_python(before | settings)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "value_error":  # ours, which says what came
+                raise ValueError(f"{where}: {first['ctx']['error']}") from None
             key = ".".join(map(str, first["loc"]))
             raise ValueError(f"{where}: {key + ': ' if key else ''}{first['msg']}, got {first['input']!r}") from None
 

@@ -35,7 +35,8 @@ class Run:
     stage1: Path | None = None
     """For stage 2: the run folder of stage 1 (its best checkpoint) or a checkpoint, which makes the pseudo labels."""
     pseudo_labels: Path | None = None
-    """For stage 2: folder of pseudo labels; used if complete, else made there. Default: OUT/pseudo-labels."""
+    """For stage 2: folder of pseudo labels; used if complete, else made there from --stage1. Default:
+    OUT/pseudo-labels."""
     pseudo_cap: float = 0.9
     """Upper bound of a class's confidence threshold, its median confidence (section 6.2)."""
     pseudo_softmax: Literal["labels", "features"] = "labels"
@@ -85,13 +86,15 @@ class Data:
     """The target's part to score once more after training, with the last and the best checkpoint, where the part to
     evaluate on has served to choose. Default: none."""
     score_classes: Literal["auto", 13, 16, 19] = "auto"
-    """Classes whose mean IoU decides which checkpoint is best. auto: those that source and target both label."""
+    """Classes of the mean IoU, which decides what checkpoint is best. auto: those that source and target both label; in
+    `simfast evaluate`, those that the target labels."""
     cache: Path | None = None
     """Folder that `simfast prepare` filled for these settings; the data sets' own files are then not read."""
     flip: bool = False
     """Mirror half of the training images."""
     workers: int = 4
-    """Processes that read data, or threads where a cache has it all; 0 = the trainer's own."""
+    """Processes that read data, or threads where a cache has it all and in `simfast predict`; 0 = none beside the
+    program's own."""
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,12 @@ def test_a_bad_row_is_named(row, message, shared):
         ablate.plan([row], [0], shared)
 
 
+def test_a_table_of_nothing_is_refused(shared):
+    for name, rows, seeds in (("rows", [], [0]), ("seeds", ["aa"], [])):
+        with pytest.raises(ValueError, match=f"{name}: must name at least one, got none"):
+            ablate.plan(rows, seeds, shared)
+
+
 def test_runs_are_done_once_and_those_begun_are_continued(shared, trainer, tmp_path):
     runs = ablate.plan(["aa", "aa+sim"], [0], shared)
     assert ablate.run_all(runs[:1], trainer) == []
@@ -194,10 +200,20 @@ def test_stage_2_is_not_tried_without_its_stage_1(shared, trainer, tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused(shared, trainer):
     ablate.run_all(ablate.plan(["aa"], [0], shared), trainer)
-    result = shared.out / "aa-seed0" / "result.json"
-    result.unlink()
-    with pytest.raises(ValueError, match=r"settings\.yaml: lr must stay 0.00025 as the run was begun, got 0.1"):
-        ablate.run_all(ablate.plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
+    for done in (True, False):
+        if not done:
+            (shared.out / "aa-seed0" / "result.json").unlink()
+        with pytest.raises(ValueError, match=r"settings\.yaml: lr must stay 0.00025 as the run was begun, got 0.1"):
+            ablate.run_all(ablate.plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
+
+
+def test_a_folder_of_runs_that_are_done_may_move(shared, trainer, tmp_path):
+    shared = dataclasses.replace(shared, out=tmp_path / "before")
+    ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared, warm_up=1), trainer)
+    shared.out.rename(tmp_path / "after")
+    shared = dataclasses.replace(shared, out=tmp_path / "after")
+    assert ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared, warm_up=1), trainer) == []
+    assert len((shared.out / "calls.txt").read_text().splitlines()) == 3
 
 
 def test_the_table_has_means_spreads_and_the_papers_figures(shared, trainer, tmp_path):

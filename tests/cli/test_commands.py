@@ -91,6 +91,21 @@ def test_help_shows_what_preset_and_checkpoint_make_the_defaults(run, capsys, mo
         assert text in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_a_terminal(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert simfast(*name.split(), "--help") == 0
+    _, *lines = capsys.readouterr().out.splitlines()  # tyro's usage is one line, whatever its length
+    assert [line for line in lines if len(line) > 80] == []
+    assert any("CHECKPOINT" in line for line in lines) == (name in ("evaluate", "predict", "pseudo-labels", "diagnose"))
+
+
+def test_diagnose_refuses_what_only_a_step_reads(capsys):
+    for name in ("--lambda-d", "--lambda-mix", "--confidence", "--teacher-decay", "--lr"):
+        assert simfast("diagnose", "run", name, "0.5") == 2
+        assert name in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from simfast.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
@@ -222,6 +237,11 @@ def test_errors_are_one_line_that_names_the_command(settings, tmp_path):
     message = simfast("prepare", *data_of(settings))
     assert message == "simfast prepare: cache: must name the folder to fill, got none"
     assert "nowhere" in simfast("evaluate", tmp_path / "nowhere")
+
+
+def test_a_bad_value_is_told_once(capsys):
+    assert simfast("train", "--steps", "many") == 2
+    assert capsys.readouterr().err.count("Error parsing --steps") == 1
 
 
 def test_a_checkpoint_is_found_behind_the_options_too(run, capsys):

@@ -199,12 +199,13 @@ def test_the_default_is_the_paper():
         ("lambda_cii: 1", "settings.yaml: unknown key 'lambda_cii'; the closest one is 'lambda_ci'"),
         ("arch: resnet102", "settings.yaml: arch: .*'resnet18'.* got 'resnet102'"),
         ("steps: many", "settings.yaml: steps: .* got 'many'"),
-        ("batch_size: 0", "batch_size: must be at least 1, got 0"),
+        ("batch_size: 0", r"settings.yaml: batch_size: must be at least 1, got 0$"),
         ("schedule_steps: 3", "schedule_steps: must be at least steps"),
         ("preset: papers", "preset: must be one of auto, .* got 'papers'"),
         ("losses: {lambda_cii: 1}", "settings.yaml: unknown key 'lambda_cii'; the closest one is 'lambda_ci'"),
         ("data: {lr: 1}", "settings.yaml: lr belongs to step, got it in data"),
         ("step: {lr: 1}\nlr: 2", "settings.yaml: lr must be given once, got 1 and 2"),
+        ("lambda-ci: 1\nlambda_ci: 2", "settings.yaml: lambda_ci must be given once, got 1 and 2"),
         ("step: 3", "settings.yaml: step must be a mapping of settings, got 3"),
         ("- 3", "settings.yaml: must hold a mapping of settings, got list"),
         ("resume: x", "settings.yaml: resume belongs on the command line"),
@@ -223,7 +224,7 @@ def test_a_missing_settings_file_is_named():
 
 
 def test_a_resumed_run_keeps_what_its_steps_depend_on(tmp_path):
-    stored = dataclasses.replace(PRESETS["streets"], seed=3, steps=10)
+    stored = dataclasses.replace(PRESETS["streets"], seed=3, steps=10, config=tmp_path / "settings.yaml")
     checkpoint.save(tmp_path / "last.pt", {"config": stored.to_dict()})
     config = settings_of(["--resume", str(tmp_path), "--steps", "20"])
     assert (config.seed, config.steps, config.out, config.resume) == (3, 20, tmp_path, tmp_path / "last.pt")
@@ -231,8 +232,22 @@ def test_a_resumed_run_keeps_what_its_steps_depend_on(tmp_path):
         settings_of(["--resume", str(tmp_path), "--lr", "0.5"])
     with pytest.raises(ValueError, match=r"out: a resumed run stays in its folder .*, got elsewhere"):
         settings_of(["--resume", str(tmp_path), "--out", "elsewhere"])
+    (tmp_path / "settings.yaml").write_text("lr: 0.5")
+    with pytest.raises(ValueError, match=r"config: a resumed run has its own settings, got .*settings\.yaml"):
+        settings_of(["--resume", str(tmp_path), "--config", str(tmp_path / "settings.yaml")])
     with pytest.raises(OSError, match=r"last\.pt is not a file"):
         settings_of(["--resume", str(tmp_path / "other")[:-2] + "last.pt"])
+
+
+def test_a_run_that_saved_nothing_yet_is_told_from_one_of_both_stages(tmp_path):
+    for stage in (1, "all"):
+        stored = dataclasses.replace(PRESETS["streets"], stage=stage)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored.portable()))
+        if stage == "all":
+            assert settings_of(["--resume", str(tmp_path)]).resume == tmp_path
+        else:
+            with pytest.raises(OSError, match=r"checkpoint: .*last\.pt is not a file"):
+                settings_of(["--resume", str(tmp_path)])
 
 
 def test_settings_have_types_that_yaml_can_hold():
