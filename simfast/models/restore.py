@@ -24,8 +24,11 @@ class Restored(NamedTuple):
     """The settings of the run that our own checkpoint comes from; None for any other file."""
     weights: WeightsReport
     """How many tensors matched, and which of the file were not used."""
-    device: torch.device
-    """Where the network is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
 
 
 def restore_model(
@@ -75,7 +78,7 @@ def restore_model(
             f"restore_model: {file.path} must have the whole network, got {report.matched} of {report.total} tensors; "
             f"missing {report.missing[0]} and {len(report.missing) - 1} more ({min(why, default='not in the file')})"
         )
-    return Restored(model.to(device).eval(), report.convention, file.settings, report, torch.device(device))
+    return Restored(model.to(device).eval(), report.convention, file.settings, report)
 
 
 def _recorded(file: WeightsFile, name: str, given: Any) -> Any:
