@@ -23,7 +23,7 @@ import torch
 from matplotlib import pyplot as plt
 from tabulate import tabulate
 
-from simfast.analysis import ablate
+from simfast.analysis.ablation_table import table
 from simfast.analysis.diagnose import diagnosis_text
 from simfast.config import Config
 from simfast.data.loader import evaluation_loader
@@ -120,7 +120,7 @@ def write_page() -> None:
 def _runs(name: str, rows: list[dict[str, Any]]) -> list[str]:
     curves, panel = FOLDER / f"{name}-curves.png", FOLDER / f"{name}-panel.png"
     save_curves(curves, rows)
-    parts = [ablate.table(rows), f"![mIoU on camvid/val over steps](adaptation/{curves.name})"]
+    parts = [table(rows), f"![mIoU on camvid/val over steps](adaptation/{curves.name})"]
     if panel.exists():
         parts.append(f"![predictions of the rows, side by side](adaptation/{panel.name})")
     losses = "Unweighted losses, means over the first, a middle and the last tenth of a run (its first seed):"

@@ -296,14 +296,15 @@ class Ablate:
     """Runs at the same time."""
 
     def run(self) -> int:
-        from simfast.analysis import ablate
+        from simfast.analysis.ablate import check_data, run_all
+        from simfast.analysis.ablation_table import summarise, table
+        from simfast.analysis.rows import plan
 
         config = dataclasses.replace(self.config, out=self.out)
-        runs = ablate.plan(list(self.rows), list(self.seeds), config, self.warm_up)
-        ablate.check_data(runs)
-        failed = ablate.run_all(runs, jobs=self.jobs)
-        table = ablate.table(ablate.summarise(runs))
-        log.info("\n%s\n\n%s: ablation.md, ablation.json, curves.png, panel.png", table, self.out)
+        runs = plan(list(self.rows), list(self.seeds), config, self.warm_up)
+        check_data(runs)
+        failed = run_all(runs, jobs=self.jobs)
+        log.info("\n%s\n\n%s: ablation.md, ablation.json, curves.png, panel.png", table(summarise(runs)), self.out)
         return int(bool(failed))
 
 

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from simfast.analysis import ablate
+from simfast.analysis.ablation_table import PUBLISHED, summarise
+from simfast.analysis.rows import Run, plan
 from simfast.config import Config
 from simfast.config.presets import PRESETS
 from simfast.data import open_dataset
@@ -56,38 +58,38 @@ def names(runs):
 
 
 def test_the_module_rows_are_those_of_table_2(shared):
-    runs = ablate.plan(["modules"], [0], shared)
+    runs = plan(["modules"], [0], shared)
     rows = {run.row: run.config for run in runs}
     assert [run.row for run in runs] == ["source-only", "aa", "aa+it", "aa+it+sim", "aa+it+sim+ssl", "target-only"]
     assert [config.row for config in rows.values()] == [
         *("source-only", "aa", "aa+it-fda", "aa+it-fda+sim", "aa+it-fda+sim+ssl", "target-only")
     ]
     assert rows["aa+it+sim+ssl"].stage1 == rows["aa+it+sim"].out
-    assert ablate.PUBLISHED["gta5", "resnet101"].keys() >= rows.keys()
+    assert PUBLISHED["gta5", "resnet101"].keys() >= rows.keys()
 
 
 def test_it_is_the_users_transfer_where_one_is_given(shared):
     images = dataclasses.replace(shared, source_images=Path("transferred"))
     lab = dataclasses.replace(shared, transfer="lab")
-    assert [run.config.row for run in ablate.plan(["aa", "aa+it"], [0], images)] == ["aa", "aa+it-images"]
-    assert [run.config.row for run in ablate.plan(["aa", "aa+it"], [0], lab)] == ["aa", "aa+it-lab"]
+    assert [run.config.row for run in plan(["aa", "aa+it"], [0], images)] == ["aa", "aa+it-images"]
+    assert [run.config.row for run in plan(["aa", "aa+it"], [0], lab)] == ["aa", "aa+it-lab"]
 
 
 def test_a_rows_own_transfer_wins(shared):
-    runs = ablate.plan(["aa+it,transfer=lab", "aa+it+sim+ssl,transfer=lab"], [0], shared)
+    runs = plan(["aa+it,transfer=lab", "aa+it+sim+ssl,transfer=lab"], [0], shared)
     assert [run.config.row for run in runs] == ["aa+it-lab", "aa+it-lab+sim", "aa+it-lab+sim+ssl"]
 
 
 def test_a_stage_2_row_brings_its_stage_1_once(shared):
-    runs = ablate.plan(["aa+sim+ssl", "aa+sim"], [1, 2], shared)
+    runs = plan(["aa+sim+ssl", "aa+sim"], [1, 2], shared)
     assert names(runs) == [f"aa+sim{ssl}-seed{seed}" for seed in (1, 2) for ssl in ("", "+ssl")]
 
 
 def test_a_row_carries_settings_of_its_own(shared):
-    (run,) = ablate.plan(["aa+sim,lambda-ci=0.1,stuff_rows=10"], [0], shared)
+    (run,) = plan(["aa+sim,lambda-ci=0.1,stuff_rows=10"], [0], shared)
     assert (run.config.lambda_ci, run.config.stuff_rows, run.config.method) == (0.1, 10, "aa+sim")
-    assert [run.config.lambda_ci for run in ablate.plan(["lambda_ci"], [0], shared)] == [0.1, 0.05, 0.01, 0.005, 0.001]
-    assert [run.config.stuff_rows for run in ablate.plan(["w"], [0], shared)] == [10, 50, 200, 800, 1600]
+    assert [run.config.lambda_ci for run in plan(["lambda_ci"], [0], shared)] == [0.1, 0.05, 0.01, 0.005, 0.001]
+    assert [run.config.stuff_rows for run in plan(["w"], [0], shared)] == [10, 50, 200, 800, 1600]
 
 
 @pytest.mark.parametrize(
@@ -100,17 +102,17 @@ def test_a_row_carries_settings_of_its_own(shared):
 )
 def test_a_bad_row_is_named(row, message, shared):
     with pytest.raises(ValueError, match=message):
-        ablate.plan([row], [0], shared)
+        plan([row], [0], shared)
 
 
 def test_a_table_of_nothing_is_refused(shared):
     for name, rows, seeds in (("rows", [], [0]), ("seeds", ["aa"], [])):
         with pytest.raises(ValueError, match=f"{name}: must name at least one, got none"):
-            ablate.plan(rows, seeds, shared)
+            plan(rows, seeds, shared)
 
 
 def test_runs_are_done_once_and_those_begun_are_continued(shared, trainer, tmp_path):
-    runs = ablate.plan(["aa", "aa+sim"], [0], shared)
+    runs = plan(["aa", "aa+sim"], [0], shared)
     assert ablate.run_all(runs[:1], trainer) == []
     (tmp_path / "aa+sim-seed0").mkdir()
     (tmp_path / "aa+sim-seed0" / "last.pt").touch()
@@ -138,7 +140,7 @@ sys.exit(128 + stop.received)
 def test_a_signal_reaches_the_runs_in_progress_which_have_time_to_save(number, jobs, shared, tmp_path):
     trainer = tmp_path / "slow.py"
     trainer.write_text(SLOW_TRAINER)
-    runs = ablate.plan(["aa", "aa+sim", "source-only"], [0], shared)
+    runs = plan(["aa", "aa+sim", "source-only"], [0], shared)
     begun = [run.config.out / "begun" for run in runs[:jobs]]
 
     def stop():
@@ -165,7 +167,7 @@ def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, tmp_path):
         + "while len(list(out.parent.glob('*/begun'))) < 2:\n    time.sleep(0.01)\n"
         + "if settings['stage'] == 2:\n    assert pathlib.Path(settings['stage1'], 'result.json').exists()\n"
     )
-    runs = ablate.plan(["aa+sim+ssl", "aa"], [0], shared)
+    runs = plan(["aa+sim+ssl", "aa"], [0], shared)
     assert ablate.run_all(runs, [sys.executable, str(trainer)], jobs=2) == []
     calls = (tmp_path / "calls.txt").read_text().split()[::2]
     assert sorted(calls[:2]) == ["aa+sim-seed0", "aa-seed0"]
@@ -176,7 +178,7 @@ def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, tmp_path):
 
 def test_a_failed_run_does_not_stop_the_others(shared, trainer, tmp_path):
     (tmp_path / "fail").write_text("aa")
-    runs = ablate.plan(["aa", "source-only"], [0], shared)
+    runs = plan(["aa", "source-only"], [0], shared)
     assert names(ablate.run_all(runs, trainer)) == ["aa-seed0"]
     assert (tmp_path / "source-only-seed0" / "result.json").exists()
 
@@ -185,7 +187,7 @@ def test_a_run_that_did_not_even_begin_may_begin_with_other_settings(shared, tmp
     bad = [sys.executable, "-c", "raise SystemExit('no such data')"]
     for jobs, left in ((1, []), (2, ["aa-seed0", "aa-seed0/console.txt"])):
         for lr in (0.1, 0.2):
-            runs = ablate.plan(["aa"], [0], dataclasses.replace(shared, lr=lr))
+            runs = plan(["aa"], [0], dataclasses.replace(shared, lr=lr))
             assert names(ablate.run_all(runs, bad, jobs)) == ["aa-seed0"]
         found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if "ablation" not in path.name)
         assert found == left
@@ -193,31 +195,31 @@ def test_a_run_that_did_not_even_begin_may_begin_with_other_settings(shared, tmp
 
 def test_stage_2_is_not_tried_without_its_stage_1(shared, trainer, tmp_path):
     (tmp_path / "fail").write_text("aa+sim")
-    failed = ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared), trainer)
+    failed = ablate.run_all(plan(["aa+sim+ssl"], [0], shared), trainer)
     assert names(failed) == ["aa+sim-seed0", "aa+sim+ssl-seed0"]
     assert (tmp_path / "calls.txt").read_text().split() == ["aa+sim-seed0", "new"]
 
 
 def test_other_settings_in_the_same_folder_are_refused(shared, trainer):
-    ablate.run_all(ablate.plan(["aa"], [0], shared), trainer)
+    ablate.run_all(plan(["aa"], [0], shared), trainer)
     for done in (True, False):
         if not done:
             (shared.out / "aa-seed0" / "result.json").unlink()
         with pytest.raises(ValueError, match=r"settings\.yaml: lr must stay 0.00025 as the run was begun, got 0.1"):
-            ablate.run_all(ablate.plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
+            ablate.run_all(plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
 
 
 def test_a_folder_of_runs_that_are_done_may_move(shared, trainer, tmp_path):
     shared = dataclasses.replace(shared, out=tmp_path / "before")
-    ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared, warm_up=1), trainer)
+    ablate.run_all(plan(["aa+sim+ssl"], [0], shared, warm_up=1), trainer)
     shared.out.rename(tmp_path / "after")
     shared = dataclasses.replace(shared, out=tmp_path / "after")
-    assert ablate.run_all(ablate.plan(["aa+sim+ssl"], [0], shared, warm_up=1), trainer) == []
+    assert ablate.run_all(plan(["aa+sim+ssl"], [0], shared, warm_up=1), trainer) == []
     assert len((shared.out / "calls.txt").read_text().splitlines()) == 3
 
 
 def test_the_table_has_means_spreads_and_the_papers_figures(shared, trainer, tmp_path):
-    runs = ablate.plan(["aa+it+sim", "aa+it+sim,lambda_ci=0.1"], [0, 2], shared)
+    runs = plan(["aa+it+sim", "aa+it+sim,lambda_ci=0.1"], [0, 2], shared)
     ablate.run_all(runs, trainer)
     first, second = json.loads((tmp_path / "ablation.json").read_text())
     assert (first["last"], first["best"]) == (pytest.approx(2.0), pytest.approx(12.0))  # means of 1 and 3, 11 and 13
@@ -234,16 +236,16 @@ def test_the_table_has_means_spreads_and_the_papers_figures(shared, trainer, tmp
 
 def test_the_gap_closed_is_between_source_only_and_target_only(shared, trainer):
     rows = ["source-only,lambda_ci=0.2", "source-only", "target-only", "aa"]
-    runs = ablate.plan(rows, [0], shared)
+    runs = plan(rows, [0], shared)
     settings = dict(zip(rows, (0.2, 0.2, 0.6, 0.3), strict=True))
-    runs = [ablate.Run(run.row, dataclasses.replace(run.config, lambda_ci=settings[run.row])) for run in runs]
+    runs = [Run(run.row, dataclasses.replace(run.config, lambda_ci=settings[run.row])) for run in runs]
     ablate.run_all(runs, trainer)
-    assert [row["gap_closed"] for row in ablate.summarise(runs)] == pytest.approx([0, 0, 100, 25])
+    assert [row["gap_closed"] for row in summarise(runs)] == pytest.approx([0, 0, 100, 25])
 
 
 def test_a_warm_up_is_trained_once_a_seed_and_all_rows_but_target_only_start_from_it(shared):
     shared = dataclasses.replace(shared, steps=30, schedule_steps=40, weights=Path("imagenet.pth"))
-    runs = ablate.plan(["source-only", "aa+sim+ssl", "target-only"], [0], shared, warm_up=10)
+    runs = plan(["source-only", "aa+sim+ssl", "target-only"], [0], shared, warm_up=10)
     assert names(runs) == [f"{row}-seed0" for row in ("warm-up", "source-only", "aa+sim", "aa+sim+ssl", "target-only")]
     warm_up, *rest, oracle = [run.config for run in runs]
     begun = shared.out / "warm-up-seed0" / "last.pt"
@@ -254,7 +256,7 @@ def test_a_warm_up_is_trained_once_a_seed_and_all_rows_but_target_only_start_fro
 
 def test_nothing_is_tried_without_its_warm_up(shared, trainer, tmp_path):
     (tmp_path / "fail").write_text("source-only")
-    failed = ablate.run_all(ablate.plan(["aa", "target-only"], [0], shared, warm_up=1), trainer)
+    failed = ablate.run_all(plan(["aa", "target-only"], [0], shared, warm_up=1), trainer)
     assert names(failed) == ["warm-up-seed0", "aa-seed0"]
     assert (tmp_path / "target-only-seed0" / "result.json").exists()
 
@@ -269,6 +271,6 @@ def test_data_that_a_later_row_lacks_are_missed_before_anything_is_trained(folde
     shared = dataclasses.replace(shared, **data, source_size=(64, 64), target_size=(64, 64), cache=tmp_path / "cache")
     for part in arguments_of(shared).values():
         prepare(open_dataset(**part), shared.cache, workers=0)
-    ablate.check_data(ablate.plan(["source-only", "aa+sim+ssl"], [0], shared))
+    ablate.check_data(plan(["source-only", "aa+sim+ssl"], [0], shared))
     with pytest.raises(ValueError, match=r"rows: target-only: .* run `simfast prepare` with the same settings"):
-        ablate.check_data(ablate.plan(["source-only", "target-only"], [0], shared))
+        ablate.check_data(plan(["source-only", "target-only"], [0], shared))

@@ -1,0 +1,107 @@
+"""Rows of the paper's tables, and the runs that they need."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simfast.config import Config
+
+# The modules of Tables 2 and 6, beside what sweeps of Tables 3 and 4 add. "it" is the transfer that the settings name.
+ROWS: dict[str, dict[str, Any]] = {
+    "source-only": {"method": "source-only"},
+    "aa": {"method": "aa"},
+    "aa+it": {"method": "aa"},
+    "aa+sim": {"method": "aa+sim"},
+    "aa+it+sim": {"method": "aa+sim"},
+    "aa+sim+ssl": {"method": "aa+sim", "stage": 2},
+    "aa+it+sim+ssl": {"method": "aa+sim", "stage": 2},
+    "target-only": {"method": "target-only"},
+}
+WARM_UP = "warm-up"
+GROUPS: dict[str, list[str]] = {
+    "modules": ["source-only", "aa", "aa+it", "aa+it+sim", "aa+it+sim+ssl", "target-only"],
+    "lambda_ci": [f"aa+it+sim,lambda_ci={value}" for value in (0.1, 0.05, 0.01, 0.005, 0.001)],
+    "w": [f"aa+it+sim,stuff_rows={value}" for value in (10, 50, 200, 800, 1600)],
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed.
+
+    Attributes:
+        row: its name in the table.
+        config: its settings; `out` is its folder.
+    """
+
+    row: str
+    config: Config
+
+    @property
+    def result(self) -> Path:
+        return self.config.out / "result.json"
+
+    @property
+    def panel(self) -> Path:
+        return self.config.out / f"panel-{self.config.steps:06d}.png"
+
+
+def plan(rows: list[str], seeds: list[int], config: Config, warm_up: int = 0) -> list[Run]:
+    """The runs that rows and seeds need, each after those it builds on.
+
+    Args:
+        rows: names of `ROWS` or `GROUPS`, each row with settings of its own behind commas: "aa+sim,lambda_ci=0.1".
+        seeds: one run a row each.
+        config: settings that all share; `out` is the folder of them all.
+        warm_up: steps of source-only training that the rows of a seed share: they start from the network it ends with,
+            where a step budget is short. target-only, which sees no source, trains that much longer instead.
+
+    Raises:
+        ValueError: no row or no seed; an unknown row or setting.
+    """
+    for name, values in (("rows", rows), ("seeds", seeds)):
+        if not values:
+            raise ValueError(f"{name}: must name at least one, got none")
+    names = [row for name in rows for row in GROUPS.get(name, [name])]
+    runs: dict[Path, Run] = {}
+    for name in dict.fromkeys(names):
+        for seed in seeds:
+            found = _runs_of(name, seed, config)
+            for run in _after_warm_up(found, warm_up, config) if warm_up else found:
+                runs.setdefault(run.config.out, run)
+    return list(runs.values())
+
+
+def _after_warm_up(runs: list[Run], steps: int, config: Config) -> list[Run]:
+    """The runs of a row with the warm-up they start from, or made longer by it."""
+    seed = runs[0].config.seed
+    longer = {"schedule_steps": steps + config.schedule_steps}
+    if runs[0].config.method == "target-only":
+        return [Run(run.row, dataclasses.replace(run.config, steps=run.config.steps + steps, **longer)) for run in runs]
+    out = config.out / f"{WARM_UP}-seed{seed}"
+    (first,) = _runs_of("source-only", seed, config)
+    first = Run(WARM_UP, dataclasses.replace(first.config, steps=steps, out=out, **longer))
+    rest = [Run(run.row, dataclasses.replace(run.config, weights=out / "last.pt")) for run in runs]
+    return [first, *rest]
+
+
+def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
+    row, *extra = name.split(",")
+    if row not in ROWS:
+        raise ValueError(f"rows: {row!r} must be one of {', '.join([*ROWS, *GROUPS])}")
+    settings = {key.replace("-", "_"): yaml.safe_load(value) for key, _, value in (one.partition("=") for one in extra)}
+    settings = {"stage": 1, "stage1": None, "pseudo_labels": None} | ROWS[row] | settings | {"seed": seed}
+    if "+it" not in row:
+        settings |= {"transfer": "none", "source_images": None}
+    elif config.transfer == "none" and config.source_images is None and not {"transfer", "source_images"} & {*settings}:
+        settings |= {"transfer": "fda"}  # what can be had without a download
+    settings["out"] = str(config.out / f"{name.replace(',', '-')}-seed{seed}")
+    if settings["stage"] == 1:
+        return [Run(name, Config.from_dict(settings, f"rows: {name}", config))]
+    # Stage 2 builds on the row without it, which is run once for both.
+    before = _runs_of(",".join([row.removesuffix("+ssl"), *extra]), seed, config)
+    settings["stage1"] = str(before[-1].config.out)
+    return [*before, Run(name, Config.from_dict(settings, f"rows: {name}", config))]
