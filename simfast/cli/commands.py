@@ -85,7 +85,7 @@ class Evaluate:
     def run(self) -> int:
         from simfast.data.classes import CLASS_SETS
         from simfast.data.loader import evaluation_loader
-        from simfast.data.parts import open_part
+        from simfast.data.parts import open_part, warn_if_void
         from simfast.inference.evaluate import evaluate
         from simfast.report.scores import evaluation_report, evaluation_text
 
@@ -102,6 +102,7 @@ class Evaluate:
             labelled_ids=held_out.class_ids,
         )
         found = evaluation_report(scores, restored.weights, f"{config.target} {config.eval_split}", len(held_out))
+        warn_if_void(found["scores"], held_out)
         _tell(found, evaluation_text(found), self.report)
         return 0
 

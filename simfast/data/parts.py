@@ -1,5 +1,6 @@
 """The parts of the data that a run's settings name: source and target to train on, and what is held out."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ from simfast.data import open_dataset
 from simfast.data.classes import CLASS_SETS
 from simfast.data.dataset import SegmentationDataset
 
+log = logging.getLogger("simfast")
+
 
 def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
     """What `open_dataset` is to be given for each part that training with these settings reads: "source" (not with
     target-only), "target", "held-out" and, where there is one, "report"; without pseudo labels, which are no part of
     the data, and without the cache."""
     parts = [] if config.method == "target-only" else ["source"]
-    parts += ["target", "held-out"] + ([] if config.report_split is None else ["report"])
+    parts += ["target"] + (["held-out"] if config.scored else []) + ([] if config.report_split is None else ["report"])
     return {part: _arguments(config, part) for part in parts}
 
 
@@ -29,10 +32,13 @@ def _arguments(config: Config, part: str) -> dict[str, Any]:
             "images": config.source_images,
         }
     target = {"name": config.target, "root": config.target_root, "size": config.target_size}
-    if part == "target":
-        own_labels = config.method == "target-only"
+    if part in ("target", "photographs"):
+        own_labels = config.method == "target-only" and part == "target"
         ids = config.target_ids if own_labels else None
         return target | {"split": config.target_split, "labelled": own_labels, "ids": ids}
+    if part == "held-out" and not config.scored:
+        rule = "must name a labelled part of the target to score on, or --eval-images and --eval-labels a set apart"
+        raise ValueError(f"eval_split: {rule}, got {config.eval_split!r}")
     split = config.eval_split if part == "held-out" else config.report_split
     return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 
@@ -69,3 +75,16 @@ def scored_classes(config: Config, labelled: SegmentationDataset, held_out: Segm
             f"source and target: must label a class in common, got {labelled.class_ids}, {held_out.class_ids}"
         )
     return class_ids
+
+
+def warn_if_void(row: dict[str, Any], scored: SegmentationDataset) -> None:
+    """Logs a warning that names the folder of the labels where they left nothing to score.
+
+    Args:
+        row: of metrics, from scoring on `scored`.
+    """
+    if row["pixel_accuracy"] is None:  # it is over the labelled pixels
+        where = scored.read_from.get("labels", "the labels")
+        log.warning(
+            "%s: every pixel of all %d label maps is don't care (255), so there is no score", where, len(scored)
+        )
