@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from simfast.config.classes import Classes
 from simfast.data.classes import colourise
 from simfast.report.figures import plt, save_figure
 
@@ -15,7 +16,7 @@ PANEL_WIDTH = 1024
 """The most pixels that a picture in a panel is wide: at Cityscapes' 2048, a panel is 25 million pixels."""
 
 
-def save_panel(path: Path, pictures: Sequence[tuple[Tensor, ...]]) -> None:
+def save_panel(path: Path, pictures: Sequence[tuple[Tensor, ...]], classes: Classes) -> None:
     """A picture of image, prediction and, where there is one, truth side by side, one row each; unlabelled pixels of
     the truth are black.
 
@@ -25,13 +26,14 @@ def save_panel(path: Path, pictures: Sequence[tuple[Tensor, ...]]) -> None:
         path: the PNG to write.
         pictures: (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU; all with a label
             or none.
+        classes: whose colours they are painted in.
     """
     height, width = (min(predicted.shape[axis] for _, predicted, *_ in pictures) for axis in (0, 1))
     size = min(width, PANEL_WIDTH), round(height * min(1, PANEL_WIDTH / width))
     rows = []
     for image, *labels in pictures:
         photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
-        maps = (Image.fromarray(colourise(x.numpy())).resize(size, Image.Resampling.NEAREST) for x in labels)
+        maps = (Image.fromarray(colourise(x.numpy(), classes)).resize(size, Image.Resampling.NEAREST) for x in labels)
         rows.append(np.concatenate([np.asarray(tile) for tile in (photo, *maps)], 1))
     temporary = path.with_name(path.name + ".part")
     Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from simfast.config import Config
-from simfast.data.classes import CLASS_NAMES, NUM_CLASSES
 from simfast.data.loader import Dataset, evaluation_loader
 from simfast.data.parts import open_part, scored_classes, warn_if_void
 from simfast.inference.evaluate import evaluate
@@ -96,7 +95,7 @@ class Watching:
         _require_images("target", target)
         places = spread(len(target))
         self._config, self._loader = config, _share(target, config, device, places)
-        self._shares, counted = distributed.on_lead(_shares_of, labelled)
+        self._shares, counted = distributed.on_lead(_shares_of, labelled, len(config.classes))
         self.about = f"no labels to score on, signals on {len(places)} of {len(target)} target images"
         self._found = {"images": len(places), "label_maps": counted, "pseudo_cap": config.pseudo_cap}
 
@@ -111,7 +110,7 @@ class Watching:
             total=distributed.total,
             dtype=DTYPES[trainer.precision],
         )
-        return signal_row(signals, self._shares, CLASS_NAMES), pictures
+        return signal_row(signals, self._shares, self._config.classes.names), pictures
 
     def shown(self, row: Row) -> tuple[str, float | None]:
         return "mirror", row["mirror"]
@@ -128,12 +127,12 @@ class Watching:
 
     @property
     def _label_shares(self) -> dict[str, float]:
-        return dict(zip(CLASS_NAMES, self._shares, strict=True))
+        return dict(zip(self._config.classes.names, self._shares, strict=True))
 
 
-def _shares_of(labelled: Dataset) -> tuple[tuple[float, ...], int]:
+def _shares_of(labelled: Dataset, num_classes: int) -> tuple[tuple[float, ...], int]:
     places = spread(len(labelled))
-    return label_shares(map(labelled.label, places), NUM_CLASSES), len(places)
+    return label_shares(map(labelled.label, places), num_classes), len(places)
 
 
 def _share(dataset: Dataset, config: Config, device: torch.device, items: list[int] | None = None):

@@ -164,7 +164,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
                         best = last
                     save(step, is_best)
                     if lead and pictures:
-                        save_panel(out / f"panel-{step:06d}.png", pictures)
+                        save_panel(out / f"panel-{step:06d}.png", pictures, config.classes)
                 progress.show(*looks.shown(last))
                 log.info("step %d: %s", step, looks.line(last, best))
 
@@ -236,7 +236,8 @@ def open_data(
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
-    name, size = (config.target, config.target_size) if labelled is target else (config.source, config.source_size)
+    sources = " + ".join(config.source)
+    name, size = (config.target, config.target_size) if labelled is target else (sources, config.source_size)
     text = "{} labelled ({}, {}x{})".format(len(labelled), name, *size)
     if seen is not None:
         text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from simfast.config.classes import CITYSCAPES
 from simfast.inference.signals import Signals
 from simfast.report import figures
 from simfast.report.panels import save_comparison, save_panel
@@ -40,7 +41,7 @@ def test_a_line_and_a_table_say_them_in_percent():
 @pytest.mark.parametrize("truth", [True, False])
 def test_panels_show_the_truth_where_there_is_one(truth, tmp_path):
     maps = [torch.full((8, 10), c, dtype=torch.uint8) for c in (1, 2)][: 1 + truth]
-    save_panel(tmp_path / "panel.png", [(torch.full((3, 4, 5), 9, dtype=torch.uint8), *maps)] * 2)
+    save_panel(tmp_path / "panel.png", [(torch.full((3, 4, 5), 9, dtype=torch.uint8), *maps)] * 2, CITYSCAPES)
     panel = np.asarray(Image.open(tmp_path / "panel.png"))
     assert panel.shape == (2 * 8, 10 * (2 + truth), 3)
     assert (panel[:, 5] == 9).all()
