@@ -63,7 +63,20 @@ def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> S
     arguments = _arguments(config, part)
     if pseudo_labels is not None:
         arguments |= {"labelled": True, "labels": pseudo_labels}
-    return open_dataset(**arguments, cache=config.cache)
+    try:
+        return open_dataset(**arguments, cache=config.cache)
+    except ValueError as error:
+        if part != "held-out" or config.eval_images is not None or not (config.target_root or Path("?")).is_dir():
+            raise
+        remedy = "--eval-split none where nothing of it is labelled, --eval-images and --eval-labels for a set apart"
+        raise ValueError(f"{error}; the target is evaluated on its {config.eval_split!r} (give {remedy})") from error
+
+
+def held_out_name(config: Config) -> str:
+    """The held-out part, as a reader knows it."""
+    if config.eval_images is None:
+        return f"{config.target} {config.eval_split}"
+    return str(config.eval_images)
 
 
 def scored_classes(config: Config, labelled: SegmentationDataset, held_out: SegmentationDataset) -> list[int]:

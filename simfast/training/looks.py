@@ -48,6 +48,9 @@ class Scoring:
         self._class_ids = scored_classes(config, labelled, self._held_out)
         self._loader = _share(self._held_out, config, device)
         self.about, self._looked = f"{len(self._held_out)} held-out images", False
+        if config.eval_images is not None:
+            instead = "" if config.eval_split == "none" else f", in place of the target's {config.eval_split!r}"
+            self.about += f" ({config.eval_images}{instead})"
 
     def look(self, trainer: Trainer) -> tuple[Row, Pictures]:
         """A row of metrics, and pictures for a panel; the processes' buffers are to be shared before."""
@@ -80,7 +83,8 @@ class Scoring:
 
     def table(self, rows: dict[str, Row]) -> str:
         """The last and the best row, by their titles."""
-        return f"{self._config.eval_split}\n{score_table(rows, self._class_ids)}"
+        where = self._config.eval_images or self._config.eval_split
+        return f"{where}\n{score_table(rows, self._class_ids)}"
 
     def found(self) -> dict[str, Any]:
         """What a result says beside its rows."""

@@ -12,7 +12,7 @@ from stub_steps import batches, small_trainer
 from simfast.inference.evaluate import Scores, evaluate
 from simfast.models import checkpoint
 from simfast.testing import determinism
-from simfast.training import run
+from simfast.training import looks, run
 from simfast.training.capture import CannotCapture
 
 CUDA = torch.device("cuda")
@@ -33,7 +33,7 @@ def arguments(settings, tmp_path, monkeypatch):
         _, pictures = evaluate(model, loader, class_ids, *args, labelled_ids=labelled_ids, **more)
         return Scores.of(torch.ones(19, 19, dtype=torch.int64), class_ids, labelled_ids), pictures
 
-    monkeypatch.setattr(run, "evaluate", score)
+    monkeypatch.setattr(looks, "evaluate", score)
     return [*settings, "--device", "cuda", "--out", str(tmp_path / "run")]
 
 

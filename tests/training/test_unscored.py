@@ -151,6 +151,8 @@ def test_a_set_that_is_all_dont_care_is_named_and_stops_nothing(settings, folder
 
 
 def test_what_cannot_be_evaluated_says_what_to_give(unlabelled, tmp_path):
-    train([*unlabelled, "--steps", "1", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match=r"val.*'val' \(give --eval-split none .* --eval-images and --eval-labels"):
+        train([*unlabelled, "--eval-split", "val", "--steps", "1", "--out", str(tmp_path / "run")])
+    train([*unlabelled, "--method", "source-only", "--steps", "1", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match=r"eval_split: must name a labelled part .* --eval-images and --eval-labels"):
         call(["evaluate", str(tmp_path / "run"), "--workers", "0"])
