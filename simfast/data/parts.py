@@ -52,8 +52,9 @@ def _arguments(config: Config, part: str) -> dict[str, Any]:
     if part == "held-out" and not config.scored:
         rule = "must name a labelled part of the target to score on, or --eval-images and --eval-labels a set apart"
         raise ValueError(f"eval_split: {rule}, got {config.eval_split!r}")
-    if part == "held-out" and config.eval_images is not None:
-        target |= {"name": "folder", "root": None, "image_files": config.eval_images, "label_files": config.eval_labels}
+    apart = {"image_files": config.eval_images, "label_files": config.eval_labels}
+    if part == "held-out" and apart["image_files"] is not None:
+        target |= {"name": "folder", "root": None} | apart
     split = config.eval_split if part == "held-out" else config.report_split
     return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 
