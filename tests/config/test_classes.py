@@ -87,7 +87,7 @@ def test_a_run_keeps_its_classes_wherever_their_file_has_gone(tmp_path):
     checkpoint.save(tmp_path / "best.pt", {"config": config.to_dict()})
     stage2 = ["--stage", "2", "--stage1", str(tmp_path)]
     assert settings_of(stage2).classes == settings_of([*stage2, "--preset", "gta5"]).classes == config.classes
-    with pytest.raises(ValueError, match="classes: a resumed run keeps its settings .'yard' in .*, got 'camvid'"):
+    with pytest.raises(ValueError, match=r"classes: a resumed run keeps its settings .'yard' in .*, got 'camvid'"):
         settings_of(["--resume", str(tmp_path), "--classes", "camvid"])
 
 
