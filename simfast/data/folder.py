@@ -103,6 +103,7 @@ def _place(
 ) -> tuple[Path, Path, tuple[str, ...]]:
     """The folders of images and of label maps, if nothing else is said, and what is passed over beside them."""
     if image_files is not None:
+        require_folder(image_files)
         part = image_files.parent if image_files.name == "images" else image_files
     elif (root / split).is_dir():
         part = root / split

@@ -98,7 +98,7 @@ def find_files(
             path, reason = here / entry.name, None
             if entry.name.startswith("."):
                 reason = "hidden files or folders"
-            elif entry.is_dir():
+            elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
                 if not nested:
                     continue
                 reason = leave(path)

@@ -121,9 +121,10 @@ def test_links_to_folders_are_followed_and_a_loop_of_them_ends(tmp_path):
     pictures(tmp_path, "images/east/a.png", "elsewhere/b.png")
     for link, to in {"images/up": "images", "images/west": "elsewhere", "images/again": "images/east"}.items():
         (tmp_path / link).symlink_to(tmp_path / to, target_is_directory=True)
+    (tmp_path / "images/itself").symlink_to("itself")
     data = opened(tmp_path, labelled=False)
     assert data.names == ["east/a", "west/b"]
-    assert data.passed_over == (f"{tmp_path}/images: links to folders met before are passed over (2, such as again)",)
+    assert data.passed_over[1] == (f"{tmp_path}/images: links to folders met before are passed over (2, such as again)")
 
 
 # --- names in Unicode ------------------------------------------------------------------------------------------------
@@ -334,6 +335,9 @@ def test_rules_reach_above_held_out_images_as_far_as_they_need(tmp_path):
 def test_held_out_images_stand_for_root_and_split(tmp_path):
     with pytest.raises(ValueError, match="image_files: stands for root and split"):
         opened(tmp_path, image_files=tmp_path)
+    pictures(tmp_path, "a.png")
+    with pytest.raises(ValueError, match="images: must be a folder, got nothing there"):
+        opened(None, image_files=tmp_path / "images", label_files="{dir}/{stem}_L.png")
 
 
 # --- caches ----------------------------------------------------------------------------------------------------------
