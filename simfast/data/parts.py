@@ -6,7 +6,7 @@ from typing import Any
 
 from simfast.config import Config
 from simfast.data import open_dataset
-from simfast.data.dataset import SegmentationDataset
+from simfast.data.order import Dataset, Mixture
 
 log = logging.getLogger("simfast")
 
@@ -59,7 +59,7 @@ def _arguments(config: Config, part: str) -> dict[str, Any]:
     return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 
 
-def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> SegmentationDataset:
+def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> Dataset:
     """A part of `arguments_of`; the target with pseudo labels where their folder is given."""
     arguments = _arguments(config, part)
     if pseudo_labels is not None:
@@ -80,7 +80,13 @@ def held_out_name(config: Config) -> str:
     return str(config.eval_images)
 
 
-def scored_classes(config: Config, labelled: SegmentationDataset, held_out: SegmentationDataset) -> list[int]:
+def open_source(config: Config) -> Dataset | Mixture:
+    """The labelled data that the settings name, mixed by share where it is several data sets."""
+    datasets = [open_part(config, part) for part in source_parts(config)]
+    return Mixture(datasets, [source.share for source in config.sources]) if len(datasets) > 1 else datasets[0]
+
+
+def scored_classes(config: Config, labelled: Dataset | Mixture, held_out: Dataset) -> list[int]:
     """The classes whose mean IoU decides which checkpoint is best.
 
     Args:
