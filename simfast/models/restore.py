@@ -66,11 +66,11 @@ def restore_model(
     if file.settings is None:
         named_as_vgg16 = any(name.startswith("features.") for name in file.tensors)
         arch = arch or ("vgg16" if named_as_vgg16 else "resnet101")
-        model = deeplab_v2(arch, head_dilations=head_dilations or RELEASED_HEAD_DILATIONS)
+        model = deeplab_v2(arch, 19, head_dilations or RELEASED_HEAD_DILATIONS)
     else:
         arch = _recorded(file, "arch", arch)
         head_dilations = _recorded(file, "head_dilations", None if head_dilations is None else list(head_dilations))
-        model = deeplab_v2(arch, head_dilations=head_dilations, batch_norm=_recorded(file, "batch_norm", None))
+        model = deeplab_v2(arch, 19, head_dilations, _recorded(file, "batch_norm", None))
     report = load_weights(model, file, convention)
     if report.missing:
         why = {f"{name}: {reason}" for name, reason in report.dropped if name.startswith(model.head_name)}

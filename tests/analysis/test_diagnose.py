@@ -110,7 +110,7 @@ def test_gradients_are_those_of_autograd_on_the_losses_written_plainly():
     torch.manual_seed(0)
     sizes = {"source_size": (64, 64), "target_size": (64, 64), "steps": 8, "schedule_steps": 10}
     config = Config.from_dict({"arch": "resnet18", "lambda_adv": 0.5, "lambda_ci": 0.25, "stage": 1} | sizes, "test")
-    model, discriminator = deeplab_v2("resnet18"), Discriminator(NUM_CLASSES)
+    model, discriminator = deeplab_v2("resnet18", 19), Discriminator(NUM_CLASSES)
     matching = build_matching(config, model.num_features, torch.device("cpu"))
     trainer = Trainer(config, model, discriminator, matching, "rgb", torch.device("cpu"))
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)

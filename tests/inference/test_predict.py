@@ -94,7 +94,7 @@ def test_a_prediction_is_what_an_evaluation_sees(tmp_path):
     Image.fromarray(picture(0, 96, 64)).save(tmp_path / "images" / "a.png")
     Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / "labels" / "a.png")
     torch.manual_seed(0)
-    model = deeplab_v2("resnet18").eval()
+    model = deeplab_v2("resnet18", 19).eval()
     for parameter in model.head.parameters():
         nn.init.normal_(parameter)
     held_out = open_pairs(tmp_path / "images", tmp_path / "labels", (48, 32), resize_labels=False)
