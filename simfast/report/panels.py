@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from simfast.config.classes import Classes
 from simfast.data.classes import colourise
 from simfast.report.figures import plt, save_figure
 
@@ -14,7 +15,7 @@ PANEL_WIDTH = 1024
 """The most pixels that a picture in a panel is wide: at Cityscapes' 2048, a panel is 25 million pixels."""
 
 
-def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]], classes: Classes) -> None:
     """A picture of image, prediction and truth side by side, one row each; unlabelled pixels of the truth are black.
 
     All have the size of the smallest label map, but at most `PANEL_WIDTH` in width.
@@ -22,6 +23,7 @@ def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]]) -> Non
     Args:
         path: the PNG to write.
         pictures: (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU.
+        classes: whose colours to paint in.
     """
     height, width = (min(label.shape[axis] for _, _, label in pictures) for axis in (0, 1))
     size = min(width, PANEL_WIDTH), round(height * min(1, PANEL_WIDTH / width))
@@ -29,7 +31,7 @@ def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]]) -> Non
     for image, predicted, label in pictures:
         photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
         maps = (
-            Image.fromarray(colourise(x.numpy())).resize(size, Image.Resampling.NEAREST) for x in (predicted, label)
+            Image.fromarray(colourise(x.numpy(), classes)).resize(size, Image.Resampling.NEAREST) for x in (predicted, label)
         )
         rows.append(np.concatenate([np.asarray(tile) for tile in (photo, *maps)], 1))
     temporary = path.with_name(path.name + ".part")

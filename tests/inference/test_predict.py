@@ -9,7 +9,8 @@ from cityscapesscripts.helpers.labels import trainId2label
 from PIL import Image
 from torch import nn
 
-from simfast.data.classes import PALETTE
+from simfast.config.classes import CITYSCAPES, Classes, classes_of
+from simfast.data.classes import palette
 from simfast.data.folder import open_pairs
 from simfast.data.loader import evaluation_loader
 from simfast.inference.evaluate import evaluate
@@ -17,6 +18,7 @@ from simfast.inference.predict import network_size, predict
 from simfast.models import deeplab_v2
 
 CPU = torch.device("cpu")
+PALETTE = palette(CITYSCAPES)
 
 
 class Brightness(nn.Module):
