@@ -57,6 +57,13 @@ KINDS = {
     "tuple[int, int]": "two whole numbers",
     "tuple[int, ...]": "whole numbers",
     "tuple[float, float]": "two numbers",
+    "Classes": "built-in list or file",
+    "tuple[str, ...]": "names",
+    "tuple[str | None, ...]": "names",
+    "tuple[Path | None, ...]": "paths",
+}
+DEFAULTS = {
+    "CITYSCAPES": "cityscapes",
 }
 
 

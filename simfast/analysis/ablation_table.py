@@ -61,7 +61,7 @@ def summarise(runs: list[Run]) -> list[dict[str, Any]]:
         row["classes"] = {
             key.removeprefix("iou/"): _mean_and_spread(result["last"][key] for result in found)[0] for key in names
         }
-        published = PUBLISHED.get((config.source, config.arch), {}) if config.target == "cityscapes" else {}
+        published = PUBLISHED.get((" + ".join(config.source), config.arch), {}) if config.target == "cityscapes" else {}
         row |= {"paper": published.get(name), "recipe": config.recipe, "gap_closed": None}
         row["environments"] = [result["environment"] for result in found]
         rows.append(row)

@@ -96,7 +96,9 @@ def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
     settings = {"stage": 1, "stage1": None, "pseudo_labels": None} | ROWS[row] | settings | {"seed": seed}
     if "+it" not in row:
         settings |= {"transfer": "none", "source_images": None}
-    elif config.transfer == "none" and config.source_images is None and not {"transfer", "source_images"} & {*settings}:
+    elif (
+        config.transfer == "none" and not any(config.source_images) and not {"transfer", "source_images"} & {*settings}
+    ):
         settings |= {"transfer": "fda"}  # what can be had without a download
     settings["out"] = str(config.out / f"{name.replace(',', '-')}-seed{seed}")
     if settings["stage"] == 1:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from simfast.config import Config
-from simfast.config.config import names
+from simfast.config.config import OF_EACH_SOURCE, names
 from simfast.config.settings import Data
 
 # What takes long to import is imported where a command runs: help does without.
@@ -24,12 +24,13 @@ Checkpoint = Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
 EVERYTHING = tuple(names(Config))
 _START = ("preset", "config")
 # Where a part of the data is, and what it is in training.
+_TARGET = ("target", "target_root", "target_labels", "target_ids", "target_size")
+_HELD_OUT = ("eval_split", "eval_images", "eval_labels")
 _DATA = (
-    *("source", "source_root", "source_split", "source_ids", "source_images", "source_size"),
-    *("target", "target_root", "target_split", "target_ids", "target_size", "eval_split", "report_split"),
+    *("classes", *OF_EACH_SOURCE, "source_size", *_TARGET, "target_split", *_HELD_OUT, "report_split"),
     *("method", "cache", "workers"),
 )
-_NETWORK = ("convention", "head_dilations", "device", "workers")
+_NETWORK = ("classes", "convention", "head_dilations", "device", "workers")
 
 
 def _restore(path: Path, config: Config) -> "Restored":
@@ -73,7 +74,7 @@ class Evaluate:
 
     READS: ClassVar[Sequence[str]] = (
         *(*_START, *_NETWORK),
-        *("target", "target_root", "target_ids", "target_size", "eval_split", "score_classes", "cache"),
+        *(*_TARGET, *_HELD_OUT, "score_classes", "cache"),
     )
 
     checkpoint: Checkpoint
@@ -83,7 +84,6 @@ class Evaluate:
     """JSON file for the scores."""
 
     def run(self) -> int:
-        from simfast.data.classes import CLASS_SETS
         from simfast.data.loader import evaluation_loader
         from simfast.data.parts import open_part
         from simfast.inference.evaluate import evaluate
@@ -92,7 +92,8 @@ class Evaluate:
         config, restored = self.config, _restore(self.checkpoint, self.config)
         held_out = open_part(config, "held-out")
         # What is scored must not ask for the source's files: the held-out labels' classes where nothing else is said.
-        class_ids = held_out.class_ids if config.score_classes == "auto" else CLASS_SETS[config.score_classes]
+        auto = config.score_classes == "auto"
+        class_ids = held_out.class_ids if auto else config.classes.sets[config.score_classes]
         scores, _ = evaluate(
             restored.model,
             evaluation_loader(held_out, 1, config.workers, restored.device),
@@ -210,7 +211,7 @@ class CheckData:
         config = self.config
         parts = arguments_of(config).items()
         found = {part: check_part(**arguments, workers=config.workers, cache=config.cache) for part, arguments in parts}
-        log.info("%s", report_text(found))
+        log.info("%s", report_text(found, config.classes))
         return int(any(part.problems for part in found.values()))
 
 
@@ -225,7 +226,7 @@ class Diagnose:
     CHECKPOINT: ClassVar[str] = "last.pt"
     READS: ClassVar[Sequence[str]] = (
         *_START,
-        *(name for name in names(Data) if name not in ("eval_split", "report_split", "score_classes")),
+        *(name for name in names(Data) if name not in (*_HELD_OUT, "report_split", "score_classes")),
         *("lambda_seg", "lambda_adv", "lambda_ci", "lambda_ci_stage2", "adversary"),
         *("gate", "fill_rule", "bank_dtype", "match_pseudo_labels", "ops"),
         *("precision", "batch_size", "seed", "device", "pseudo_labels"),
@@ -318,6 +319,30 @@ def _tell(found: dict[str, Any], text: str, report: Path | None) -> None:
         write_text(report, json.dumps(found, indent=1) + "\n")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassList:
+    """Print a class list as a file that --classes takes."""
+
+    READS: ClassVar[Sequence[str]] = ()
+
+    name: Annotated[Positional[str], arg(metavar="NAME|FILE|RUN")]
+    """cityscapes, camvid or synthia; a file of classes; or a run folder or checkpoint."""
+    config: Config
+
+    def run(self) -> int:
+        from simfast.config.classes import BUILT_IN, classes_of
+
+        path = Path(self.name)
+        if self.name not in BUILT_IN and (path.is_dir() or path.suffix in (".pt", ".pth")):
+            from simfast.models import checkpoint
+
+            path = checkpoint.resolve(path, "best.pt")
+            print(Config.from_dict(checkpoint.load(path).get("config", {}), str(path)).classes.text(), end="")
+        else:
+            print(classes_of(self.name).text(), end="")
+        return 0
+
+
 COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
@@ -325,6 +350,7 @@ COMMANDS: dict[str, type] = {
     "pseudo-labels": PseudoLabels,
     "prepare": Prepare,
     "check-data": CheckData,
+    "classes": ClassList,
     "diagnose": Diagnose,
     "ablate": Ablate,
 }

@@ -15,10 +15,11 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 import yaml
-from tyro.conf import OmitArgPrefixes, Suppress
+from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, Config
-from simfast.config.config import flattened, names
+from simfast.config.classes import Classes, classes_of
+from simfast.config.config import OF_EACH_SOURCE, flattened, names
 from simfast.config.presets import PRESETS, RECIPES
 from simfast.config.settings import GROUPS
 
@@ -27,6 +28,15 @@ DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM
 simfast COMMAND --help explains a command, simfast --version says which this is.
 
 Completion: simfast --tyro-print-completion bash (zsh, tcsh), to be sourced."""
+
+
+CLASSES = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="NAME|FILE",
+    instance_from_str=lambda given: classes_of(given[0]),
+    is_instance=lambda value: isinstance(value, Classes),
+    str_from_instance=lambda classes: [classes.title],
+)
 
 
 class Start(NamedTuple):
@@ -66,6 +76,7 @@ def parse(argv: Sequence[str], commands: dict[str, type]) -> Any:
         kinds.append(Annotated[_options(one, base if one is command else Config()), described])
     found = tyro.cli(Union[tuple(kinds)], args=argv, prog="simfast", description=_wrapped(DESCRIPTION))  # noqa: UP007
     settings = {name: getattr(group, name) for group in _groups(found) for name in names(type(group))}
+    settings = {name: value for name, value in settings.items() if name not in OF_EACH_SOURCE or value}
     config = dataclasses.replace(base, **settings)
     if config.resume is not None and "resume" in command.READS:
         config = _resumed(config, base)
@@ -92,6 +103,8 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         return _begun(Path(start.resume))
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
+    if stored is not None:  # a network's classes are its own, whatever else is set
+        settings = {"classes": stored.classes} | settings
     recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
     if recipe not in RECIPES:
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
@@ -147,6 +160,10 @@ def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
             kind, default = field.type, getattr(base, field.name)
             if field.name in optional:
                 kind, default = str | None, None
+            if kind is Classes:
+                kind = Annotated[Classes, CLASSES]
+            if field.name in OF_EACH_SOURCE:  # tyro would add to a default
+                kind, default = Annotated[kind, UseAppendAction], ()
             kind = _explained(group, field.name, kind) if field.name in command.READS else Annotated[kind, Suppress]
             shown.append((field.name, kind, dataclasses.field(default=default)))
         made = dataclasses.make_dataclass(group.__name__, shown, frozen=True, namespace={"__doc__": group.__doc__})

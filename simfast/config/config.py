@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from simfast.config.settings import GROUPS, Data, Losses, Matching, Model, Run, Step
 
@@ -11,6 +12,22 @@ from simfast.config.settings import GROUPS, Data, Losses, Matching, Model, Run, 
 def _require(holds: bool, name: str, rule: str, came: Any) -> None:
     if not holds:
         raise ValueError(f"{name}: {rule}, got {came!r}")
+
+
+class Source(NamedTuple):
+    """One of the labelled data sets of a run; see the settings of these names."""
+
+    name: str
+    root: Path | None
+    split: str
+    labels: str | None
+    ids: Path | None
+    images: Path | None
+    share: int
+
+
+# What is said of each source, by the field of `Source`.
+OF_EACH_SOURCE = {"source" if field == "name" else f"source_{field}": field for field in Source._fields}
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,16 @@ class Config(Step, Matching, Losses, Model, Data, Run):
             _require(getattr(self, name) > 0, name, "must be positive", getattr(self, name))
         for name in ("source_size", "target_size"):
             _require(min(getattr(self, name)) >= 32, name, "must be at least 32 x 32", getattr(self, name))
+        for name in OF_EACH_SOURCE:
+            rule = f"must be one, or one for each source ({len(self.source)})"
+            _require(len(getattr(self, name)) in {1, len(self.source)}, name, rule, getattr(self, name))
+        _require(min(self.source_share) >= 1, "source_share", "must be whole numbers from 1 on", self.source_share)
+        if (self.eval_images is None) != (self.eval_labels is None):
+            given, missing = ("images", "labels") if self.eval_labels is None else ("labels", "images")
+            _require(False, f"eval_{missing}", f"must be given with --eval-{given}", None)
+        allowed = ("auto", *self.classes.sets)
+        rule = f"must be one of {', '.join(allowed)} with the classes {self.classes.title}"
+        _require(self.score_classes in allowed, "score_classes", rule, self.score_classes)
         _require(0 < self.fda_beta < 0.5, "fda_beta", "must be in (0, 0.5)", self.fda_beta)
         _require(0 < self.pseudo_cap <= 1, "pseudo_cap", "must be in (0, 1]", self.pseudo_cap)
         if self.stage == 2:
@@ -85,10 +112,23 @@ class Config(Step, Matching, Losses, Model, Data, Run):
         return self.adversarial or self.stage != 1
 
     @property
+    def sources(self) -> list[Source]:
+        """The labelled data sets, one or several."""
+        fields = (
+            (own * len(self.source) if len(own) == 1 else own) for own in map(self.__getattribute__, OF_EACH_SOURCE)
+        )
+        return [Source(*values) for values in zip(*fields, strict=True)]
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are labels of the target to evaluate on."""
+        return self.eval_images is not None or self.eval_split != "none"
+
+    @property
     def row(self) -> str:
         """What was trained, in the words of the paper's tables: aa+it-fda+sim+ssl, say."""
         transfers = [] if self.transfer == "none" else [self.transfer]
-        transfers += ["images"] if self.source_images else []
+        transfers += ["images"] if any(self.source_images) else []
         transferred = "".join(f"+it-{name}" for name in transfers)
         first, *rest = self.method.split("+")
         rest += ["online"] if self.self_training == "online" else []
@@ -96,6 +136,13 @@ class Config(Step, Matching, Losses, Model, Data, Run):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists by setting, for checkpoints."""
+        settings = self._listed()
+        return {
+            key: value[0] if key in OF_EACH_SOURCE and len(value) == 1 else value for key, value in settings.items()
+        }
+
+    def _listed(self) -> dict[str, Any]:
+        """The same, with what is said of each source as a list."""
         import pydantic  # here and below: a step alone does without it
 
         return pydantic.TypeAdapter(Config).dump_python(self, mode="json")
@@ -123,8 +170,12 @@ class Config(Step, Matching, Losses, Model, Data, Run):
         import pydantic
 
         settings = flattened(settings, where)
+        for name in OF_EACH_SOURCE.keys() & settings.keys():
+            settings[name] = value if isinstance(value := settings[name], list | tuple) else [value]
+        if type(settings.get("score_classes")) is int:  # older runs, and YAML
+            settings["score_classes"] = str(settings["score_classes"])
         try:
-            before = Config().to_dict() | OLDER_RUNS if base is None else base.to_dict()
+            before = (Config() if base is None else base)._listed() | (OLDER_RUNS if base is None else {})
             return pydantic.TypeAdapter(Config).validate_python(before | settings)
         except pydantic.ValidationError as error:
             first = error.errors()[0]

@@ -6,8 +6,8 @@ from typing import Any
 from simfast.config import Config
 
 _STREETS = Config(
-    source="streets",
-    source_split="source",
+    source=("streets",),
+    source_split=("source",),
     target="streets",
     eval_split="test",
     source_size=(160, 120),
@@ -26,7 +26,7 @@ _STREETS = Config(
 )
 # A user's own labelled folder -> CamVid, from ImageNet-like VGG16 weights.
 _CAMVID = Config(
-    source="folder",
+    source=("folder",),
     target="camvid",
     source_size=(480, 360),
     target_size=(480, 360),
@@ -66,7 +66,7 @@ PRESETS = {
         eval_every=200,
     ),
     "gta5": Config(),
-    "synthia": Config(source="synthia", source_size=(1280, 760), score_classes=13),
+    "synthia": Config(source=("synthia",), source_size=(1280, 760), score_classes="13"),
 }
 
 # The paper's recipe is the defaults. That the ring advances per accepted vector needs no option: it follows from the

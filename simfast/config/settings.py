@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from simfast.config.classes import CITYSCAPES, Classes
+
 DataSet = Literal["streets", "camvid", "folder", "gta5", "synthia", "cityscapes"]
 
 
@@ -53,16 +55,26 @@ class Run:
 class Data:
     """Data sets, and how they are read."""
 
-    source: DataSet = "gta5"
-    """Labelled data set."""
-    source_root: Path | None = None
+    classes: Classes = CITYSCAPES
+    """What is told apart: cityscapes, camvid, synthia, or a YAML file of classes with names, colours, stuff or thing,
+    and what stands for them in label files (`simfast classes cityscapes` prints one to start from)."""
+    source: tuple[DataSet, ...] = ("gta5",)
+    """Labelled data set (gta5 by default); given several times, a mixture, of which each of these is said once for all
+    or once for each, in the same order."""
+    source_root: tuple[Path | None, ...] = (None,)
     """Its folder (streets is embedded and has none)."""
-    source_split: str = "train"
-    """Its part to train on."""
-    source_ids: Path | None = None
-    """YAML or JSON map {raw id: train id} of a folder's labels. Default: they are Cityscapes train ids."""
-    source_images: Path | None = None
+    source_split: tuple[str, ...] = ("train",)
+    """Its part to train on (train by default), or a list of files (.txt, .lst, .csv)."""
+    source_labels: tuple[str | None, ...] = (None,)
+    """Where the label maps of a folder's images are: a folder, a pattern as "{dir}/{stem}_L.png", or a replacement in
+    the images' paths as "_leftImg8bit -> _gtFine_labelIds". Default: labels/ beside images/, under the same names."""
+    source_ids: tuple[Path | None, ...] = (None,)
+    """YAML or JSON map {id in its label files: class}, a class by name or number; 255 is don't care. Default: what the
+    classes say; of a folder read by the cityscapes classes, that ids are their numbers (train ids)."""
+    source_images: tuple[Path | None, ...] = (None,)
     """Folder of transferred source images under the source's own names, used in their place (image transfer, IT)."""
+    source_share: tuple[int, ...] = (1,)
+    """Of several sources, how many images of each there are to one round of the mixture."""
     transfer: Literal["none", "fda", "lab"] = "none"
     """Image transfer in the step itself, towards the target images of the batch: swap of low-frequency amplitudes
     (FDA, Yang and Soatto 2020), or mean and deviation in CIE Lab (Reinhard et al. 2001)."""
@@ -75,19 +87,27 @@ class Data:
     target_root: Path | None = None
     """Its folder."""
     target_split: str = "train"
-    """Its part to adapt to."""
+    """Its part to adapt to, or a list of files."""
+    target_labels: str | None = None
+    """Like source-labels, for its evaluation labels."""
     target_ids: Path | None = None
     """Like source-ids, for its evaluation labels."""
     target_size: tuple[int, int] = (1024, 512)
     """Width and height of target images in training and evaluation, pixels; scored at the labels' own size."""
     eval_split: str = "val"
-    """The target's part to evaluate on."""
+    """The target's part to evaluate on, or a list of files; none where nothing of it is labelled: then there are no
+    scores, but pictures and what can be said without labels, and the best checkpoint is the last."""
+    eval_images: Path | None = None
+    """Folder of labelled target images to evaluate on in place of eval-split."""
+    eval_labels: str | None = None
+    """Like source-labels, for eval-images."""
     report_split: str | None = None
     """The target's part to score once more after training, with the last and the best checkpoint, where the part to
     evaluate on has served to choose. Default: none."""
-    score_classes: Literal["auto", 13, 16, 19] = "auto"
-    """Classes of the mean IoU, which decides what checkpoint is best. auto: those that source and target both label; in
-    `simfast evaluate`, those that the target labels."""
+    score_classes: str = "auto"
+    """Classes of the mean IoU, which decides what checkpoint is best: a score set of the class list (of cityscapes: 13,
+    16, 19). auto: those that source and target both label; in `simfast evaluate`, those that the target labels. Only
+    those that occur in the labels count."""
     cache: Path | None = None
     """Folder that `simfast prepare` filled for these settings; the data sets' own files are then not read."""
     flip: bool = False

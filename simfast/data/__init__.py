@@ -1,16 +1,21 @@
 """Data sets by name: `open_dataset`."""
 
+import hashlib
+import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
+from simfast.config.classes import CITYSCAPES, Classes
 from simfast.data.cache import CachedDataset, open_cached
 from simfast.data.camvid import open_camvid
 from simfast.data.cityscapes import open_cityscapes
+from simfast.data.classes import PUBLISHED, coding_of, read_ids
 from simfast.data.dataset import Description, SegmentationDataset, require_complete
-from simfast.data.folder import open_folder, read_ids
+from simfast.data.folder import open_folder
 from simfast.data.gta5 import open_gta5
+from simfast.data.labels import LabelCoding
 from simfast.data.streets import open_streets
 from simfast.data.synthia import open_synthia
 
@@ -25,11 +30,14 @@ def open_dataset(
     split: str,
     size: tuple[int, int],
     *,
+    classes: Classes = CITYSCAPES,
     labelled: bool = True,
     resize_labels: bool = True,
     ids: Path | None = None,
     images: Path | None = None,
     labels: Path | None = None,
+    image_files: Path | None = None,
+    label_files: str | None = None,
     cache: Path | None = None,
     complete: bool = True,
 ) -> SegmentationDataset | CachedDataset:
@@ -43,11 +51,15 @@ def open_dataset(
         root: the data set's folder; None for streets. With a cache, it need not be there.
         split: which part.
         size: width and height of images, pixels.
+        classes: what the train ids are, and what label files hold; see `simfast.data.classes.coding_of`.
         labelled: False leaves the labels unread.
         resize_labels: False keeps labels at the size of their files, to be scored at.
-        ids: for "folder", a YAML or JSON file {raw id: train id}; None: labels hold train ids.
+        ids: a YAML or JSON file {id in label files: class}, to go by instead; not for a published set read by a
+            built-in class list, which has a table of its own.
         images: folder of images to take instead of the set's own, under the same names (transferred source images).
         labels: folder of 8-bit label maps of train ids to take instead, under the images' names (pseudo labels).
+        image_files: for "folder", a folder of images in place of a root and a split.
+        label_files: for "folder", where the label maps are: a folder, a pattern, or a replacement in the images' paths.
         cache: folder that `simfast.data.prepare.prepare` wrote this part into; what comes out is the same. Replaced
             labels are read from their files all the same.
         complete: False lets images without a label map, or names without a replacement, pass as `problems`.
@@ -58,14 +70,19 @@ def open_dataset(
     """
     if name not in NAMES:
         raise ValueError(f"name: must be one of {', '.join(NAMES)}, got {name!r}")
-    if name != "folder" and ids is not None:
+    if name in PUBLISHED and classes.built_in and ids is not None:
         raise ValueError(f"ids: {name} has its own id map and takes none, got {ids}")
+    if name != "folder" and (image_files, label_files) != (None, None):
+        given = f"{image_files or label_files}"
+        raise ValueError(f"label_files: {name} has its own places for images and labels and takes none, got {given}")
     if name == "streets" and root is not None:
         raise ValueError(f"root: streets is embedded and takes none, got {root}")
     if labels is not None and not labelled:
         raise ValueError(f"labels: must not be given where labels are not to be read, got {labels}")
     root, images, labels, cache = (path if path is None else Path(path) for path in (root, images, labels, cache))
     own_labels = labelled and labels is None
+    table = None if ids is None else read_ids(ids, classes)
+    coding = coding_of(name, classes, table)
     description = Description(
         name,
         split,
@@ -74,7 +91,8 @@ def open_dataset(
         resize_labels or not own_labels,
         folder=_last_name(root) if name == "folder" and root else None,
         images=_last_name(images) if images else None,
-        ids=tuple(sorted(read_ids(ids).items())) if ids else None,
+        ids=None if table is None else tuple(sorted(table.items())),
+        classes=None if classes == CITYSCAPES or not own_labels else _in_words(classes),
     )
     if root is None and (name == "folder" or (name != "streets" and cache is None)):
         raise ValueError(f"root: {name} needs the folder that it is in (--source-root, --target-root), got none")
@@ -83,18 +101,18 @@ def open_dataset(
     if cache is not None and not there and root is not None:
         log.warning("%s: not all there, so %s %s is read from %s alone", images or root, name, split, cache)
     if there or cache is None:
-        dataset = _open_files(description, root, images, resize_labels)
+        dataset = _open_files(description, root, images, resize_labels, coding)
         if complete:
             require_complete(dataset)
     if cache is not None:
-        dataset = open_cached(cache, description, dataset)
+        dataset = open_cached(cache, description, dataset, coding)
     if labels is not None:
         dataset = dataset.with_labels(labels, resize_labels)
     return require_complete(dataset) if complete else dataset
 
 
 def _open_files(
-    description: Description, root: Path | None, images: Path | None, resize_labels: bool
+    description: Description, root: Path | None, images: Path | None, resize_labels: bool, coding: LabelCoding
 ) -> SegmentationDataset:
     name, split, size = description.data_set, description.split, description.size
     options = {"labelled": description.labelled, "resize_labels": resize_labels}
@@ -102,19 +120,25 @@ def _open_files(
     if root is not None and not root.is_dir():
         raise ValueError(f"{root}: must be the folder of data set {name!r}, got nothing there")
     if name == "streets":
-        dataset = open_streets(split, size, **options)
+        dataset = open_streets(split, size, coding, **options)
     elif name == "camvid":
-        dataset = open_camvid(root, split, size, **options)
+        dataset = open_camvid(root, split, size, coding, **options)
     elif name == "cityscapes":
-        dataset = open_cityscapes(root, split, size, **options)
+        dataset = open_cityscapes(root, split, size, coding, **options)
     elif name == "gta5":
-        dataset = open_gta5(root, split, size, **options, **replaced)
+        dataset = open_gta5(root, split, size, coding, **options, **replaced)
     elif name == "synthia":
-        dataset = open_synthia(root, split, size, **options, **replaced)
+        dataset = open_synthia(root, split, size, coding, **options, **replaced)
     else:
-        dataset = open_folder(root, split, size, **options, ids=description.ids and dict(description.ids))
+        dataset = open_folder(root, split, size, coding, **options)
     dataset = replace(dataset, description=description)
     return dataset if images is None else dataset.with_images(images)
+
+
+def _in_words(classes: Classes) -> str:
+    """Changes with all that the list says."""
+    digest = hashlib.blake2b(json.dumps(classes.stored()).encode(), digest_size=4)
+    return f"{classes.title} {digest.hexdigest()}"
 
 
 def _last_name(path: Path) -> str:

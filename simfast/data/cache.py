@@ -6,7 +6,7 @@ CACHE/PART/index.json says what the shards hold, with a checksum of each; a part
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simfast.config.classes import Classes
 from simfast.data.dataset import Description, SegmentationDataset
+from simfast.data.labels import LabelCoding
 from simfast.data.processes import spread
 
 FORMAT = 1
@@ -29,17 +31,18 @@ class CachedDataset:
         problems: as `SegmentationDataset`'s.
     """
 
-    def __init__(self, part: Path, index: dict[str, Any], labelled: bool):
+    def __init__(self, part: Path, index: dict[str, Any], labelled: bool, coding: LabelCoding):
         """
         Args:
             part: folder that `prepare` wrote.
             index: what `read_index` gives of it.
             labelled: False leaves the part's labels unread.
+            coding: what label files hold, of which the class list counts here.
 
         Raises:
             ValueError: a shard that is missing or has another length than written; names the file.
         """
-        self.part, self.index = part, index
+        self.part, self.index, self.coding = part, index, coding
         self.names: list[str] = index["names"]
         self.class_ids = tuple(index["class_ids"])
         self.size = tuple(index["description"]["size"])
@@ -51,6 +54,11 @@ class CachedDataset:
                 path = part / file["file"] if file else part
                 if file and (not path.is_file() or path.stat().st_size != file["bytes"]):
                     raise ValueError(f"{path}: must have {file['bytes']} bytes, as prepared; run `simfast prepare`")
+
+    @property
+    def classes(self) -> Classes:
+        """The class list."""
+        return self.coding.classes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,8 +94,8 @@ class CachedDataset:
 
     def with_labels(self, folder: Path, resize_labels: bool = True) -> "CachedDataset":
         """The same with label maps from files; arguments and errors as `SegmentationDataset.with_labels`."""
-        unlabelled = SegmentationDataset(self.names, (), None, self.size, None, self.class_ids)
-        other = CachedDataset(self.part, self.index, False)
+        unlabelled = SegmentationDataset(self.names, (), None, self.size, self.coding)
+        other = CachedDataset(self.part, self.index, False, self.coding)
         other._replaced = unlabelled.with_labels(folder, resize_labels)
         other.problems = other._replaced.problems
         return other
@@ -102,13 +110,16 @@ class CachedDataset:
         return self.__dict__ | {"_maps": {}}  # each process maps the files itself
 
 
-def open_cached(cache: Path, description: Description, files: SegmentationDataset | None) -> CachedDataset:
+def open_cached(
+    cache: Path, description: Description, files: SegmentationDataset | None, coding: LabelCoding
+) -> CachedDataset:
     """A prepared part.
 
     Args:
         cache: folder of parts.
         description: which part; one prepared with labels also serves where they may not be read.
         files: the data set in its files, which the part must be made from; None where they are not at hand.
+        coding: what its label files hold.
 
     Raises:
         ValueError: no such part, an unfinished one, or one made from other files.
@@ -127,12 +138,12 @@ def open_cached(cache: Path, description: Description, files: SegmentationDatase
     index = read_index(part)
     if files is not None:
         require_same_files(part, index, files)
-    return CachedDataset(part, index, description.labelled)
+    return CachedDataset(part, index, description.labelled, coding)
 
 
 def part_name(description: Description) -> str:
     """The folder of a part: its description in words, and a hash of all of it."""
-    digest = hashlib.blake2b(json.dumps(asdict(description), sort_keys=True).encode(), digest_size=4)
+    digest = hashlib.blake2b(json.dumps(description.to_dict(), sort_keys=True).encode(), digest_size=4)
     return f"{description}-{digest.hexdigest()}"
 
 

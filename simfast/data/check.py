@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from simfast.config.classes import IGNORE, Classes
 from simfast.data import open_dataset
 from simfast.data.cache import CachedDataset, verify
-from simfast.data.classes import CLASS_NAMES, IGNORE
 from simfast.data.dataset import SegmentationDataset
 from simfast.data.processes import spread
 
@@ -66,11 +66,12 @@ def check_data(dataset: SegmentationDataset | CachedDataset, workers: int) -> Da
     return DataReport(len(dataset), problems, pixels if labelled else None, dataset.class_ids)
 
 
-def report_text(reports: dict[str, DataReport], most: int = 20) -> str:
+def report_text(reports: dict[str, DataReport], classes: Classes, most: int = 20) -> str:
     """What `check_part` found of each part, to be read: problems first, then the share of each class in the labels.
 
     Args:
         reports: title -> report.
+        classes: the class list.
         most: problems listed of a part; the others are counted.
     """
     lines = []
@@ -83,7 +84,7 @@ def report_text(reports: dict[str, DataReport], most: int = 20) -> str:
     if labelled:
         rows = [
             [name, *(_share(report, i) for report in labelled.values())]
-            for i, name in [*enumerate(CLASS_NAMES), (IGNORE, "don't care")]
+            for i, name in [*enumerate(classes.names), (IGNORE, "don't care")]
         ]
         table = tabulate(rows, headers=["pixels, %", *labelled], disable_numparse=True, stralign="right")
         lines += ["", table]

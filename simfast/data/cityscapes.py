@@ -1,18 +1,23 @@
 """Cityscapes (Cordts et al. 2016): 2,975 / 500 / 1,525 photographs of streets, finely labelled."""
 
-from functools import partial
 from pathlib import Path
 
-from simfast.data.classes import CITYSCAPES_IDS, NUM_CLASSES
-from simfast.data.dataset import SegmentationDataset, read_label_map
+from simfast.data.dataset import SegmentationDataset
 from simfast.data.folder import warn_if_incomplete
+from simfast.data.labels import LabelCoding
 
 NUM_IMAGES = {"train": 2_975, "val": 500, "test": 1_525}
 IMAGE_END, LABEL_END, TRAIN_ID_END = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 
 
 def open_cityscapes(
-    root: Path, split: str, size: tuple[int, int], *, labelled: bool = True, resize_labels: bool = True
+    root: Path,
+    split: str,
+    size: tuple[int, int],
+    coding: LabelCoding,
+    *,
+    labelled: bool = True,
+    resize_labels: bool = True,
 ) -> SegmentationDataset:
     """A part of Cityscapes, ROOT/leftImg8bit/SPLIT/CITY/*.png and ROOT/gtFine/SPLIT/CITY/*_labelIds.png.
 
@@ -41,8 +46,7 @@ def open_cityscapes(
         found,
         files,
         size,
-        partial(read_label_map, ids=CITYSCAPES_IDS),
-        tuple(range(NUM_CLASSES)),
+        coding,
         resize_labels=resize_labels,
         problems=problems,
     )

@@ -1,102 +1,114 @@
-"""The 19 Cityscapes train ids: names, colours, stuff and things, and the way there from other label ids."""
+"""How class lists meet data: their colours in pictures, and what label files of each data set hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 
-NUM_CLASSES = 19
-IGNORE = 255
+from simfast.config.classes import CITYSCAPES, HIGHEST_ID, IGNORE, Classes
+from simfast.data.labels import LabelCoding
 
-_CLASSES = (
-    ("road", (128, 64, 128)),
-    ("sidewalk", (244, 35, 232)),
-    ("building", (70, 70, 70)),
-    ("wall", (102, 102, 156)),
-    ("fence", (190, 153, 153)),
-    ("pole", (153, 153, 153)),
-    ("traffic light", (250, 170, 30)),
-    ("traffic sign", (220, 220, 0)),
-    ("vegetation", (107, 142, 35)),
-    ("terrain", (152, 251, 152)),
-    ("sky", (70, 130, 180)),
-    ("person", (220, 20, 60)),
-    ("rider", (255, 0, 0)),
-    ("car", (0, 0, 142)),
-    ("truck", (0, 0, 70)),
-    ("bus", (0, 60, 100)),
-    ("train", (0, 80, 100)),
-    ("motorcycle", (0, 0, 230)),
-    ("bicycle", (119, 11, 32)),
-)
-CLASS_NAMES: tuple[str, ...] = tuple(name for name, _ in _CLASSES)
-PALETTE = np.zeros((256, 3), np.uint8)
-"""RGB of each train id as Cityscapes paints it; black for everything else."""
-PALETTE[:NUM_CLASSES] = [colour for _, colour in _CLASSES]
+_VOID = "void"
+_LABEL_IDS = {train: entry.ids[0] for train, entry in enumerate(CITYSCAPES.entries)}
+_SYNTHIA_ORDER = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)  # in the order of the train ids
+_CAMVID_ORDER = (10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12)  # train ids of its ids 0-10
 
-STUFF: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
-"""Classes matched as a whole (section 4.2: road, sidewalk, building, wall, fence, vegetation, terrain, sky)."""
-THINGS: tuple[int, ...] = (5, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
-"""Classes matched region by region: all the others."""
 
-_NOT_IN_16 = (9, 14, 16)  # terrain, truck, train: SYNTHIA does not label them
-_NOT_IN_13 = (*_NOT_IN_16, 3, 4, 5)  # wall, fence, pole
-CLASS_SETS: dict[int, tuple[int, ...]] = {
-    19: tuple(range(19)),
-    16: tuple(c for c in range(19) if c not in _NOT_IN_16),
-    13: tuple(c for c in range(19) if c not in _NOT_IN_13),
+def _named(train_ids: Mapping[int, int], raw_ids: Sequence[int]) -> dict[int, str]:
+    return {raw: CITYSCAPES.names[train_ids[raw]] if raw in train_ids else _VOID for raw in raw_ids}
+
+
+_CITYSCAPES_IDS = _named({raw: train for train, raw in _LABEL_IDS.items()}, range(34))
+PUBLISHED: dict[str, dict[int, str]] = {
+    # The official table (cityscapesscripts.helpers.labels): the 19 evaluated classes of ids 0-33, the rest void.
+    "cityscapes": _CITYSCAPES_IDS,
+    # GTA5's labels are Cityscapes ids, with 34 for the licence plate, which Cityscapes' label maps do not hold.
+    "gta5": _CITYSCAPES_IDS | {34: _VOID},
+    # SYNTHIA-RAND-CITYSCAPES' 23 ids (released code); no class for void 0, parking 13, road work 14, lane marking 22.
+    # Of Cityscapes' classes it has no terrain, truck and train: what carries their ids (16, 18, 20) occurs nowhere.
+    "synthia": _named({raw: train for train, raw in enumerate(_SYNTHIA_ORDER)}, range(23)),
+    # The 11 classes and the void of CamVid's 480x360 edition (SegNet tutorial).
+    "camvid": _named(dict(enumerate(_CAMVID_ORDER)), range(12)),
+    # No train runs through these streets.
+    "streets": _named({i: i for i in range(19)}, (*range(19), IGNORE)),
 }
-"""Train ids of the class sets that the literature reports on: 19 from GTA5, 16 and 13 from SYNTHIA (section 6.3)."""
-
-TRAIN_IDS: dict[int, int] = {i: i for i in (*range(NUM_CLASSES), IGNORE)}
-"""The id map of labels that are train ids already."""
-CAMVID_IDS: dict[int, int] = {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 11: IGNORE}
-"""The 11 classes and the void of CamVid's 480x360 edition (SegNet tutorial)."""
-LABEL_IDS: tuple[int, ...] = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
-"""Cityscapes label id of each train id."""
-CITYSCAPES_IDS: dict[int, int] = {i: LABEL_IDS.index(i) if i in LABEL_IDS else IGNORE for i in range(34)}
-"""The official table (cityscapesscripts.helpers.labels): the 19 evaluated classes of ids 0-33, the rest void."""
-GTA5_IDS: dict[int, int] = CITYSCAPES_IDS | {34: IGNORE}
-"""GTA5's labels are Cityscapes ids, with 34 for the licence plate, which Cityscapes' label maps do not hold."""
-_SYNTHIA = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)  # in the order of the train ids
-SYNTHIA_IDS: dict[int, int] = {i: _SYNTHIA.index(i) if i in _SYNTHIA else IGNORE for i in range(23)}
-"""SYNTHIA-RAND-CITYSCAPES' 23 ids (released code); no class for void 0, parking 13, road work 14, lane marking 22."""
+"""Published sets: the class, by its name in Cityscapes, of each id in their label files."""
+_ABSENT = {"synthia": {"terrain", "truck", "train"}, "streets": {"train"}}
+"""Classes that a set's table names and its labels never have."""
 
 
-def remap(label: np.ndarray, ids: Mapping[int, int], path: Path) -> np.ndarray:
-    """Train ids of a label map.
+def coding_of(data_set: str, classes: Classes, ids: Mapping[int, int] | None = None) -> LabelCoding:
+    """How the label files of a data set are read.
+
+    A built-in class list reads a published set by the set's own table, joined by the classes' names: what has no class
+    of its name in the list is don't care. A folder read by the built-in list cityscapes holds train ids. All else is
+    read by what the list says.
 
     Args:
-        label: uint8 or uint16, any shape, raw ids.
-        ids: raw id -> train id, both in [0, 255].
-        path: the file that the label came from, for the error.
+        data_set: a name of `open_dataset`.
+        classes: the class list.
+        ids: id in the label files -> train id or 255, to go by instead.
+    """
+    published = data_set in PUBLISHED
+    class_ids = None
+    if ids is not None:
+        table = dict(ids)
+    elif classes.built_in and published:
+        train_of = {name: train for train, name in enumerate(classes.names)}
+        table = {raw: train_of.get(name, IGNORE) for raw, name in PUBLISHED[data_set].items()}
+        present = set(PUBLISHED[data_set].values()) - _ABSENT.get(data_set, set())
+        class_ids = tuple(train for train, name in enumerate(classes.names) if name in present)
+    elif classes == CITYSCAPES:
+        table = {i: i for i in (*range(len(classes)), IGNORE)}
+    else:
+        table = classes.ids
+    colours, other = ({}, "error") if published and classes.built_in else (classes.colours, classes.other)
+    return LabelCoding(table, colours, classes, other, published, class_ids)
 
-    Returns:
-        uint8, the shape of `label`.
+
+def palette(classes: Classes) -> np.ndarray:
+    """RGB of each train id, uint8 [256, 3]; black for what is no class."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(classes)] = [entry.colour for entry in classes.entries]
+    return colours
+
+
+def colourise(label: np.ndarray, classes: Classes) -> np.ndarray:
+    """The picture of a map of train ids, [H, W] -> uint8 RGB [H, W, 3]."""
+    return palette(classes)[label]
+
+
+def read_ids(path: Path, classes: Classes) -> dict[int, int]:
+    """An id map {id in label files: train id} from a YAML or JSON file, which may name the classes, or number them.
 
     Raises:
-        ValueError: an id in `label` that `ids` does not name.
+        ValueError: the file cannot be read or holds something else; names the file.
     """
-    table = np.full(np.iinfo(label.dtype).max + 1, -1, np.int16)
-    table[list(ids)] = list(ids.values())
-    mapped = table[label]
-    if mapped.min(initial=0) < 0:
-        unknown = ", ".join(map(str, np.unique(label[mapped < 0])))
-        raise ValueError(f"{path}: label ids must be among {_ranges(ids)}, got {unknown}")
-    return mapped.astype(np.uint8)
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: must be a readable YAML or JSON file, got {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}: must map ids in label files to classes, got {type(content).__name__}")
+    known = {name: train for train, name in enumerate(classes.names)} | {"ignore": IGNORE}
+    known |= {train: train for train in (*range(len(classes)), IGNORE)}
+    ids = {}
+    for raw, given in content.items():
+        raw = int(raw) if isinstance(raw, str) and raw.isdecimal() else raw  # JSON has no other keys than strings
+        if type(raw) is not int or not 0 <= raw <= HIGHEST_ID:
+            raise ValueError(f"{path}: ids in label files must be whole numbers in 0-{HIGHEST_ID}, got {raw!r}")
+        if isinstance(given, bool) or not isinstance(given, int | str) or given not in known:
+            rule = f"train ids must be in 0-{len(classes) - 1}, or {IGNORE}, or names of the classes {classes}"
+            raise ValueError(f"{path}: {rule}, got {raw}: {given!r}")
+        ids[raw] = known[given]
+    return ids
 
 
-def colourise(label: np.ndarray) -> np.ndarray:
-    """The picture of a map of train ids, [H, W] -> uint8 RGB [H, W, 3]."""
-    return PALETTE[label]
-
-
-def _ranges(ids) -> str:
-    """Sorted ids with runs shortened: 0-18, 255."""
-    runs: list[list[int]] = []
-    for i in sorted(ids):
-        if runs and runs[-1][1] == i - 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
+# Until all that reads them takes a class list.
+NUM_CLASSES = len(CITYSCAPES)
+CLASS_NAMES = CITYSCAPES.names
+CLASS_SETS = {int(name): ids for name, ids in CITYSCAPES.sets.items()}
+LABEL_IDS = tuple(_LABEL_IDS.values())
+PALETTE = palette(CITYSCAPES)
+STUFF, THINGS = CITYSCAPES.stuff, CITYSCAPES.things

@@ -3,16 +3,18 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from simfast.data.classes import TRAIN_IDS, remap
+from simfast.config.classes import IGNORE, Classes
+from simfast.data.labels import LabelCoding
+from simfast.data.pictures import picture_size, read_picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 LABEL_SUFFIXES = (".png", ".bmp")  # label ids do not survive a lossy format
@@ -26,7 +28,9 @@ class Description:
         data_set, split, size, labelled, resize_labels: as in `open_dataset`.
         folder: name of the root folder, for a data set that has no other name.
         images: name of the folder of replacement images; None: the set's own images.
-        ids: sorted (raw id, train id), where the user gives them.
+        ids: sorted (id in label files, train id), where the user gives them.
+        classes: title and hash of the class list that labels are read by; None: cityscapes, or none are read.
+        label_files: where the user says the label maps are; None: beside the images.
     """
 
     data_set: str
@@ -37,12 +41,19 @@ class Description:
     folder: str | None = None
     images: str | None = None
     ids: tuple[tuple[int, int], ...] | None = None
+    classes: str | None = None
+    label_files: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what came later and says nothing is left out, so that older parts keep their names."""
+        later = ("classes", "label_files")
+        return {key: value for key, value in asdict(self).items() if key not in later or value is not None}
 
     def __str__(self) -> str:
         return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", word) for word in self._words())
 
     def _words(self) -> list[str]:
-        words = [self.data_set, self.folder, self.split, "{}x{}".format(*self.size), self.images]
+        words = [self.data_set, self.folder, self.split, "{}x{}".format(*self.size), self.images, self.classes]
         kind = "unlabelled" if not self.labelled else None if self.resize_labels else "full labels"
         return [word for word in (*words, kind) if word]
 
@@ -52,7 +63,7 @@ class SegmentationDataset:
     """Images with label maps, in order; item i is (image, label, name).
 
     image: uint8 [3, H, W], RGB, resized bicubically (Pillow's, which smooths when it shrinks).
-    label: uint8 [H, W] of Cityscapes train ids, 255 = don't care, resized to the nearest; or at the file's own size;
+    label: uint8 [H, W] of train ids, 255 = don't care, resized to the nearest; or at the file's own size;
         or empty [0] without labels.
     name: str.
 
@@ -64,8 +75,8 @@ class SegmentationDataset:
         images: files of the images.
         labels: files of the label maps; None where there are none or none may be used.
         size: width and height of what comes out, pixels.
-        read_label: file -> uint8 [H, W] of train ids at the file's size.
-        class_ids: train ids that can occur, ascending.
+        coding: what the label maps hold.
+        read_label: file -> uint8 [H, W] of train ids at the file's size; None: `coding.read`.
         same_size: whether a label map must have its image's size.
         resize_labels: False keeps labels at the size of their files, to be scored at.
         problems: what is missing, a sentence a file.
@@ -76,8 +87,8 @@ class SegmentationDataset:
     images: Sequence[Path]
     labels: Sequence[Path] | None
     size: tuple[int, int]
-    read_label: Callable[[Path], np.ndarray]
-    class_ids: tuple[int, ...]
+    coding: LabelCoding
+    read_label: Callable[[Path], np.ndarray] | None = None
     same_size: bool = True
     resize_labels: bool = True
     problems: tuple[str, ...] = ()
@@ -99,7 +110,7 @@ class SegmentationDataset:
         if self.labels is None:
             return torch.empty(0, dtype=torch.uint8)
         path = self.labels[i]
-        label = self.read_label(path)  # before resizing, which may lose the id that is wrong
+        label = (self.read_label or self.coding.read)(path)  # before resizing, which may lose the id that is wrong
         height, width = label.shape
         if self.same_size and (size := picture_size(self.images[i])) != (width, height):
             raise ValueError(
@@ -108,6 +119,16 @@ class SegmentationDataset:
         if self.resize_labels:
             label = np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
         return torch.from_numpy(label)
+
+    @property
+    def classes(self) -> Classes:
+        """The class list."""
+        return self.coding.classes
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """Train ids that can occur, ascending."""
+        return self.coding.class_ids
 
     @property
     def read_from(self) -> dict[str, str]:
@@ -135,11 +156,13 @@ class SegmentationDataset:
         found = files_by_stem(folder, LABEL_SUFFIXES, "a label map")
         problems = (*self.problems, *_absent(self.names, found, folder, "a label map"))
         labels = [found.get(name, folder / f"{name}.png") for name in self.names]
-        reader = partial(read_label_map, ids=TRAIN_IDS)
+        train_ids = {i: i for i in (*range(len(self.classes)), IGNORE)}
+        coding = LabelCoding(train_ids, {}, self.classes, published=True, present=self.class_ids)
         return replace(
             self,
             labels=labels,
-            read_label=reader,
+            coding=coding,
+            read_label=None,
             same_size=False,
             resize_labels=resize_labels,
             problems=problems,
@@ -178,41 +201,6 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[st
     if not files:
         raise ValueError(f"{folder}: must hold {what} ({' '.join(suffixes)}), got none")
     return files
-
-
-def read_label_map(path: Path, ids: Mapping[int, int]) -> np.ndarray:
-    """Train ids, uint8 [H, W], of a picture with one 8-bit channel, grey or palette.
-
-    Raises:
-        ValueError: an unreadable file, another kind of picture, an id that `ids` does not name.
-    """
-    picture = read_picture(path)
-    if picture.mode not in ("L", "P"):
-        raise ValueError(f"{path}: a label map must have one 8-bit channel, got mode {picture.mode}")
-    return remap(np.asarray(picture), ids, path)
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A picture, decoded to its last pixel.
-
-    Raises:
-        ValueError: it cannot be.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error ...
-        raise ValueError(f"{path}: must be a readable picture, got {type(error).__name__}: {error}") from error
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height that a picture's header gives, pixels; errors as `read_picture`."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except Exception as error:
-        raise ValueError(f"{path}: must be a readable picture, got {type(error).__name__}: {error}") from error
 
 
 def _absent(names: Sequence[str], found: Mapping[str, Path], folder: Path, what: str) -> list[str]:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from simfast.data.classes import GTA5_IDS
 from simfast.data.dataset import SegmentationDataset
 from simfast.data.folder import names_folder, open_pairs, warn_if_incomplete
+from simfast.data.labels import LabelCoding
 
 NUM_IMAGES = 24_966
 
@@ -13,6 +13,7 @@ def open_gta5(
     root: Path,
     split: str,
     size: tuple[int, int],
+    coding: LabelCoding,
     *,
     labelled: bool = True,
     resize_labels: bool = True,
@@ -31,7 +32,7 @@ def open_gta5(
         names_folder(images, labels, images_replaced),
         labels if labelled else None,
         size,
-        GTA5_IDS,
+        coding,
         resize_labels,
         same_size=False,
     )

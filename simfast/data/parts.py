@@ -5,34 +5,49 @@ from typing import Any
 
 from simfast.config import Config
 from simfast.data import open_dataset
-from simfast.data.classes import CLASS_SETS
 from simfast.data.dataset import SegmentationDataset
 
 
 def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
     """What `open_dataset` is to be given for each part that training with these settings reads: "source" (not with
-    target-only), "target", "held-out" and, where there is one, "report"; without pseudo labels, which are no part of
-    the data, and without the cache."""
-    parts = [] if config.method == "target-only" else ["source"]
-    parts += ["target", "held-out"] + ([] if config.report_split is None else ["report"])
+    target-only; of several, "source 2" and so on too), "target" and, where there are, "held-out" and "report"; without
+    pseudo labels, which are no part of the data, and without the cache."""
+    parts = [] if config.method == "target-only" else source_parts(config)
+    parts += ["target", *(["held-out"] if config.scored else []), *([] if config.report_split is None else ["report"])]
     return {part: _arguments(config, part) for part in parts}
 
 
+def source_parts(config: Config) -> list[str]:
+    """The parts that are a source each, in the order of the settings."""
+    return ["source", *(f"source {number}" for number in range(2, len(config.source) + 1))]
+
+
 def _arguments(config: Config, part: str) -> dict[str, Any]:
-    if part == "source":
+    if part.startswith("source"):
+        source = config.sources[source_parts(config).index(part)]
         return {
-            "name": config.source,
-            "root": config.source_root,
-            "split": config.source_split,
+            "name": source.name,
+            "root": source.root,
+            "split": source.split,
             "size": config.source_size,
-            "ids": config.source_ids,
-            "images": config.source_images,
+            "classes": config.classes,
+            "ids": source.ids,
+            "images": source.images,
+            "label_files": source.labels,
         }
-    target = {"name": config.target, "root": config.target_root, "size": config.target_size}
+    target = {
+        "name": config.target,
+        "root": config.target_root,
+        "size": config.target_size,
+        "classes": config.classes,
+        "label_files": config.target_labels,
+    }
     if part == "target":
         own_labels = config.method == "target-only"
         ids = config.target_ids if own_labels else None
         return target | {"split": config.target_split, "labelled": own_labels, "ids": ids}
+    if part == "held-out" and config.eval_images is not None:
+        target |= {"name": "folder", "root": None, "image_files": config.eval_images, "label_files": config.eval_labels}
     split = config.eval_split if part == "held-out" else config.report_split
     return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 
@@ -56,7 +71,7 @@ def scored_classes(config: Config, labelled: SegmentationDataset, held_out: Segm
         ValueError: the held-out labels lack a class that was asked for, or the two have none in common.
     """
     if config.score_classes != "auto":
-        wanted = sorted(CLASS_SETS[config.score_classes])
+        wanted = sorted(config.classes.sets[config.score_classes])
         if not set(wanted) <= set(held_out.class_ids):
             raise ValueError(
                 f"score_classes: {config.score_classes} must be among the held-out labels' classes, which are "

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 import PIL
 
 from simfast.data.cache import FORMAT, checksum, fingerprint, part_name, read_index, require_same_files
-from simfast.data.dataset import SegmentationDataset, picture_size, require_complete
+from simfast.data.dataset import SegmentationDataset, require_complete
+from simfast.data.pictures import picture_size
 from simfast.data.processes import spread
 
 SHARD_ITEMS = 64
@@ -62,7 +62,7 @@ def prepare(dataset: SegmentationDataset, cache: Path, workers: int, shard_items
         shards[number] = shard
     index = {
         "format": FORMAT,
-        "description": asdict(dataset.description),
+        "description": dataset.description.to_dict(),
         "read_from": {kind: os.path.abspath(folder) for kind, folder in dataset.read_from.items()},
         "pillow": PIL.__version__,
         "class_ids": list(dataset.class_ids),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from simfast.data.classes import CLASS_SETS, SYNTHIA_IDS, remap
-from simfast.data.dataset import SegmentationDataset, read_label_map
+from simfast.data.dataset import SegmentationDataset
 from simfast.data.folder import names_folder, open_pairs, warn_if_incomplete
+from simfast.data.labels import LabelCoding
 
 NUM_IMAGES = 9_400
 NATIVE = "GT/LABELS"
@@ -22,6 +22,7 @@ def open_synthia(
     root: Path,
     split: str,
     size: tuple[int, int],
+    coding: LabelCoding,
     *,
     labelled: bool = True,
     resize_labels: bool = True,
@@ -34,33 +35,32 @@ def open_synthia(
     """
     if split != "train":
         raise ValueError(f"synthia: split must be train, got {split!r}")
-    labels, reader = root / NATIVE, read_native_label
+    labels, reader = root / NATIVE, partial(read_native_label, coding=coding)
     if labelled:
         kind = next((kind for kind in (NATIVE, *DECODED) if (root / kind).is_dir()), None)
         if kind is None:
             raise ValueError(f"{root}: must hold the labels in {NATIVE}, {' or '.join(DECODED)}, got none of them")
         if kind != NATIVE:
-            labels, reader = root / kind, partial(read_label_map, ids=SYNTHIA_IDS)
+            labels, reader = root / kind, None
         log.info("synthia: labels are read from %s", labels)
     dataset = open_pairs(
         names_folder(root / "RGB", labels, images_replaced),
         labels if labelled else None,
         size,
-        SYNTHIA_IDS,
+        coding,
         resize_labels,
-        CLASS_SETS[16],
         read_label=reader,
     )
     return warn_if_incomplete(dataset, f"{root}: synthia", NUM_IMAGES)
 
 
-def read_native_label(path: Path) -> np.ndarray:
+def read_native_label(path: Path, coding: LabelCoding) -> np.ndarray:
     """Train ids, uint8 [H, W], of a label as released: a 16-bit PNG, class in the first channel, instance in the next.
 
     Pillow reads such a file as 8-bit colours, of which it keeps the upper halves: zeros. So OpenCV reads it.
 
     Raises:
-        ValueError: an unreadable file, another kind of picture, an id that is not SYNTHIA's.
+        ValueError: an unreadable file, another kind of picture, an id that the coding does not name.
     """
     import cv2  # here: all else does without it
 
@@ -76,4 +76,4 @@ def read_native_label(path: Path) -> np.ndarray:
             f"{path}: a label of SYNTHIA must be a PNG of three 16-bit channels, as released, got {channels} of "
             f"{8 * pixels.itemsize} bits (converted by a program that cannot read it, it has lost its classes)"
         )
-    return remap(pixels[..., 2], SYNTHIA_IDS, path)  # OpenCV's order is blue, green, red
+    return coding.remap(pixels[..., 2], path)  # OpenCV's order is blue, green, red

@@ -23,7 +23,7 @@ def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]], classe
     Args:
         path: the PNG to write.
         pictures: (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU.
-        classes: whose colours to paint in.
+        classes: whose colours they are painted in.
     """
     height, width = (min(label.shape[axis] for _, _, label in pictures) for axis in (0, 1))
     size = min(width, PANEL_WIDTH), round(height * min(1, PANEL_WIDTH / width))
@@ -31,7 +31,8 @@ def save_panel(path: Path, pictures: list[tuple[Tensor, Tensor, Tensor]], classe
     for image, predicted, label in pictures:
         photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
         maps = (
-            Image.fromarray(colourise(x.numpy(), classes)).resize(size, Image.Resampling.NEAREST) for x in (predicted, label)
+            Image.fromarray(colourise(x.numpy(), classes)).resize(size, Image.Resampling.NEAREST)
+            for x in (predicted, label)
         )
         rows.append(np.concatenate([np.asarray(tile) for tile in (photo, *maps)], 1))
     temporary = path.with_name(path.name + ".part")

@@ -7,7 +7,6 @@ import torch
 
 from simfast import ops
 from simfast.config import Config
-from simfast.data.classes import NUM_CLASSES, STUFF, THINGS
 from simfast.matching import StuffInstanceMatching
 from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
@@ -21,7 +20,7 @@ log = logging.getLogger("simfast")
 
 def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:
     """The networks that the method needs with their optimisers, from initial weights or from a checkpoint."""
-    model = deeplab_v2(config.arch, NUM_CLASSES, config.head_dilations, config.batch_norm)
+    model = deeplab_v2(config.arch, len(config.classes), config.head_dilations, config.batch_norm)
     convention = None if config.convention == "auto" else config.convention
     if config.weights and not resumed:
         convention = load_weights(model, config.weights, convention).convention
@@ -30,7 +29,7 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
         log.warning(
             "weights: none given, the network starts from random values; the paper's rows start from ImageNet's"
         )
-    discriminator = Discriminator(NUM_CLASSES) if config.adversarial else None
+    discriminator = Discriminator(len(config.classes)) if config.adversarial else None
     matching = build_matching(config, model.num_features, device) if config.method == "aa+sim" else None
     trainer = Trainer(config, model, discriminator, matching, convention or "rgb", device)
     if resumed:
@@ -46,8 +45,8 @@ def build_matching(config: Config, num_features: int, device: torch.device) -> S
         bank_dtype = "float32" if precision == "fp32" else "bfloat16"
     matching = StuffInstanceMatching(
         num_features,
-        STUFF,
-        THINGS,
+        config.classes.stuff,
+        config.classes.things,
         config.stuff_rows,
         config.max_instances,
         config.gate,

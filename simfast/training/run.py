@@ -176,7 +176,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
                         save("best.pt", step)
                     save("last.pt", step)
                     if lead and pictures:
-                        save_panel(out / f"panel-{step:06d}.png", pictures)
+                        save_panel(out / f"panel-{step:06d}.png", pictures, config.classes)
                 progress.show_miou(last["miou"])
                 found = "mIoU {:.2f} %, best {:.2f} %".format(*(100 * _miou(row) for row in (last, best)))
                 log.info("step %d: %s", step, "no class has an IoU" if last["miou"] is None else found)
@@ -250,7 +250,8 @@ def open_data(
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
-    name, size = (config.target, config.target_size) if labelled is target else (config.source, config.source_size)
+    sources = " + ".join(config.source)
+    name, size = (config.target, config.target_size) if labelled is target else (sources, config.source_size)
     text = "{} labelled ({}, {}x{})".format(len(labelled), name, *size)
     if seen is not None:
         text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)

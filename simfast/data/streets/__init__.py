@@ -4,14 +4,13 @@ from pathlib import Path
 
 from simfast.data.dataset import SegmentationDataset
 from simfast.data.folder import open_pairs
+from simfast.data.labels import LabelCoding
 
 SPLITS = {"source": "source", "train": "target_train", "test": "target_test"}
-CLASS_IDS = tuple(i for i in range(19) if i != 16)
-"""Every class but the train."""
 
 
 def open_streets(
-    split: str, size: tuple[int, int], *, labelled: bool = True, resize_labels: bool = True
+    split: str, size: tuple[int, int], coding: LabelCoding, *, labelled: bool = True, resize_labels: bool = True
 ) -> SegmentationDataset:
     """A part of the embedded pictures, 320x240 in the files: 240 source, 120 train and 60 test images.
 
@@ -24,4 +23,4 @@ def open_streets(
     if split not in SPLITS:
         raise ValueError(f"streets: split must be one of {', '.join(SPLITS)}, got {split!r}")
     folder = Path(__file__).parent / SPLITS[split]
-    return open_pairs(folder / "images", folder / "labels" if labelled else None, size, None, resize_labels, CLASS_IDS)
+    return open_pairs(folder / "images", folder / "labels" if labelled else None, size, coding, resize_labels)
