@@ -88,6 +88,11 @@ class DomainLoader:
         self._batches = _Batches(source, target, batch_size, seed, flip, rank, ranks)
         self._workers, self._device = workers, device
 
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """Train ids that the labels trained on can have."""
+        return tuple(self._batches.source.class_ids)
+
     def __iter__(self) -> Iterator[Batch]:
         read = _read(self._batches, itertools.count(self.position), self._workers, self._device.type == "cuda")
         for batch in on_device(read, self._device):

@@ -54,8 +54,8 @@ def predict(
     convention: str,
     inputs: Path | Sequence[Path],
     out: Path,
-    classes: Classes,
     *,
+    classes: Classes,
     target_size: tuple[int, int] = (1024, 512),
     size: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
@@ -126,7 +126,9 @@ def predict(
     try:
         bar = Progress(total=len(names), desc="predict", unit="image")
         with bar, ThreadPoolExecutor(workers) as pool:
-            for done, _ in enumerate(_ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers)):
+            for done, _ in enumerate(
+                _ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers)
+            ):
                 if done == 0:
                     write_text(legend, HEADER + _listed(classes, ids).text())
                 bar.update()
@@ -215,9 +217,7 @@ def _labels(
     return full_size_labels(logits[0], size).cpu().numpy()
 
 
-def _write(
-    out: Path, name: Path, photo: Image.Image, labels: np.ndarray, ids: np.ndarray, colours: np.ndarray
-) -> None:
+def _write(out: Path, name: Path, photo: Image.Image, labels: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> None:
     painted = Image.fromarray(labels)
     painted.putpalette(colours.tobytes())
     overlay = Image.blend(photo, painted.convert("RGB"), 0.5)

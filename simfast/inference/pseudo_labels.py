@@ -269,9 +269,7 @@ def _read_thresholds(path: Path) -> dict[str, Any]:
     return result
 
 
-def _finished(
-    out: Path, names: Sequence[str], fingerprint: str, class_names: Sequence[str]
-) -> dict[str, Any] | None:
+def _finished(out: Path, names: Sequence[str], fingerprint: str, class_names: Sequence[str]) -> dict[str, Any] | None:
     """What a complete set says of itself; None where there is none."""
     path = out / THRESHOLDS_FILE
     if not path.exists():

@@ -248,7 +248,7 @@ def _other_classes(file: WeightsFile, classes: Classes | None) -> str | None:
     theirs = file.classes or CITYSCAPES
     pairs = enumerate(zip(theirs.names, classes.names))  # noqa: B905  a head of fewer or more is told by its shape
     different = next((f"class {c} is {there} there, {here} here" for c, (there, here) in pairs if there != here), None)
-    return different and f"a head of {theirs}' classes: {different}"
+    return different and f"a head of other classes ({theirs}): {different}"
 
 
 def _select(

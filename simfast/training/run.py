@@ -21,7 +21,7 @@ from simfast.models import checkpoint
 from simfast.report.figures import save_curve
 from simfast.report.metrics import Metrics, read_metrics
 from simfast.report.panels import save_panel
-from simfast.report.scores import score_row, score_table
+from simfast.report.scores import coverage, score_row, score_table
 from simfast.runtime import distributed
 from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
@@ -164,10 +164,11 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
                         device,
                         config.panel_images,
                         labelled_ids=held_out.class_ids,
+                        sets=config.classes.sets,
                         total=distributed.total,
                         dtype=DTYPES[trainer.precision],
                     )
-                    last = score_row(scores)
+                    last = score_row(scores, config.classes)
                     if lead:
                         metrics.write("eval", step, last)
                     last["step"] = step
@@ -195,7 +196,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     if config.report_split is not None:
         result |= {"report": distributed.on_lead(score_report, config, trainer, out, class_ids)}
     if lead:
-        write_results(config, out, result, class_ids)
+        write_results(config, out, result, class_ids, loader.class_ids)
     distributed.wait()
     return result
 
@@ -205,14 +206,18 @@ def _miou(row: dict[str, Any]) -> float:
     return -math.inf if row["miou"] is None else row["miou"]
 
 
-def write_results(config: Config, out: Path, result: dict[str, Any], class_ids: list[int]) -> None:
+def write_results(
+    config: Config, out: Path, result: dict[str, Any], class_ids: list[int], trained_ids: tuple[int, ...]
+) -> None:
     """What a run leaves at its end, beside its checkpoints."""
     save_curve(out / "curve.png", {config.row: read_metrics(out / "metrics.jsonl")})
     write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
     columns = result.get("report", {name: result[name] for name in ("last", "best")})
     columns = {f"{name} ({row['step']})": row for name, row in columns.items()}
-    log.info("%s\n%s\n", config.report_split or config.eval_split, score_table(columns, class_ids))
+    lines = [config.report_split or config.eval_split, score_table(columns, config.classes, class_ids)]
+    lines += coverage(next(iter(columns.values())), config.classes, class_ids, trained_ids)
+    log.info("%s\n", "\n".join(lines))
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
 
 
@@ -227,10 +232,9 @@ def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[in
             rows[name] = same[0]
             continue
         trainer.model.load_state_dict(state["model"])
-        scores, _ = evaluate(
-            trainer.model, loader, class_ids, trainer.convention, trainer.device, labelled_ids=part.class_ids
-        )
-        rows[name] = score_row(scores) | {"step": state["step"]}
+        own = {"labelled_ids": part.class_ids, "sets": config.classes.sets}
+        scores, _ = evaluate(trainer.model, loader, class_ids, trainer.convention, trainer.device, **own)
+        rows[name] = score_row(scores, config.classes) | {"step": state["step"]}
     return rows
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from simfast.config.classes import CITYSCAPES
+from simfast.data.classes import coding_of
 from simfast.data.folder import open_pairs
 from simfast.inference.pseudo_labels import BINS, make_pseudo_labels, require_labels
 from simfast.models.weights import RGB_MEAN, RGB_STD, normalise
@@ -241,7 +243,9 @@ def test_a_complete_set_is_read_by_its_own_call_and_refused_to_another(tmp_path,
     with pytest.raises(ValueError, match=r"must be of this network, data set and options"):
         make(out, class_names=NAMES[::-1])
     require_labels(out, NAMES)
-    with pytest.raises(ValueError, match=r"straight must be of the run's classes \(a, b\), got labels of sky, soil, leaf"):
+    with pytest.raises(
+        ValueError, match=r"straight must be of the run's classes \(a, b\), got labels of sky, soil, leaf"
+    ):
         require_labels(out, ["a", "b"])
     with pytest.raises(ValueError, match=r"elsewhere must be complete, got no thresholds.json"):
         require_labels(tmp_path / "elsewhere", NAMES)
@@ -263,7 +267,7 @@ def test_a_data_set_read_by_workers_gives_the_same_bytes(tmp_path):
     (tmp_path / "images").mkdir()
     for name, image in zip(pictures.names, pictures.images, strict=True):
         Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "images" / f"{name}.png")
-    folder = open_pairs(tmp_path / "images", None, (25, 18))
+    folder = open_pairs(tmp_path / "images", None, (25, 18), coding_of("folder", CITYSCAPES))
     make(tmp_path / "here", dataset=folder)
     make(tmp_path / "workers", dataset=folder, workers=1)
     assert contents(tmp_path / "here") == contents(tmp_path / "workers")

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simfast.config import Config
+from simfast.config.classes import CITYSCAPES, classes_of
 from simfast.models import deeplab_v2, load_weights, normalise, restore_model
 
 VGG16_CHANNELS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
@@ -173,6 +174,35 @@ def test_a_head_of_other_classes_is_dropped_whole(tmp_path):
     assert len(report.dropped) == len(report.missing) == 8
 
 
+def class_list(*names, title="mine", blue=9):
+    colours = ([i, 7, blue] for i in range(len(names)))
+    entries = [{"name": n, "colour": c, "kind": "stuff"} for n, c in zip(names, colours, strict=True)]
+    return classes_of({"title": title, "classes": entries})
+
+
+def test_a_trained_head_is_taken_only_for_the_same_classes(tmp_path):
+    ours, other = class_list("soil", "leaf", "weed"), class_list("soil", "weed", "leaf")
+    source, fresh = deeplab_v2("resnet18", 3), deeplab_v2("resnet18", 3)
+    path = saved(tmp_path, own_checkpoint(source, classes=ours))
+    before = {name: tensor.clone() for name, tensor in fresh.head.state_dict().items()}
+    report = load_weights(fresh, path, classes=other)
+    assert {why for _, why in report.dropped} == {"a head of other classes (mine): class 1 is leaf there, weed here"}
+    assert (report.matched, report.total) == (100, 108)
+    assert_loaded(fresh.head, before)
+    assert load_weights(fresh, path, classes=class_list("soil", "leaf", "weed", blue=200)).matched == 108
+    assert_loaded(fresh, source.state_dict())
+
+
+def test_a_head_of_a_file_that_is_not_ours_has_cityscapes_classes(tmp_path):
+    path = saved(tmp_path, numbered("resnet18") | branches("layer6", 4, 19, 512))
+    mine = class_list("lane", *CITYSCAPES.names[1:])
+    report = load_weights(deeplab_v2("resnet18", 19), path, classes=mine)
+    assert {why for _, why in report.dropped} == {
+        "a head of other classes (cityscapes): class 0 is road there, lane here"
+    }
+    assert load_weights(deeplab_v2("resnet18", 19), path, classes=CITYSCAPES).dropped == ()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -313,6 +343,31 @@ def test_own_checkpoint_is_restored_with_its_own_network(tmp_path):
     del content["config"]["arch"]
     with pytest.raises(ValueError, match="must record arch"):
         restore_model(saved(tmp_path, content))
+
+
+def test_a_checkpoint_brings_its_classes_and_a_list_of_others_is_refused(tmp_path):
+    mine = class_list("soil", "leaf", "weed")
+    path = saved(tmp_path, own_checkpoint(deeplab_v2("resnet18", 3), classes=mine))
+    assert restore_model(path).classes == mine
+    assert restore_model(path).model.num_classes == 3
+    repainted = class_list("soil", "leaf", "weed", blue=200)
+    assert restore_model(path, classes=repainted).classes == repainted
+    for names in (("soil", "weed", "leaf"), ("soil", "leaf")):
+        said = r"classes: must name the 3 classes of .*weights\.pth in their order \(soil, leaf, weed\), got the "
+        with pytest.raises(ValueError, match=rf"{said}{len(names)} of theirs \({', '.join(names)}\)"):
+            restore_model(path, classes=class_list(*names, title="theirs"))
+    old = own_checkpoint(deeplab_v2("resnet18", 19))
+    del old["config"]["classes"]  # as before there were class lists
+    assert restore_model(saved(tmp_path, old)).classes == CITYSCAPES
+
+
+def test_a_file_that_is_not_ours_may_be_of_classes_that_are_named(tmp_path):
+    path = saved(tmp_path, numbered("resnet18") | branches("layer6", 2, 3, 512))
+    mine = class_list("soil", "leaf", "weed")
+    restored = restore_model(path, arch="resnet18", classes=mine)
+    assert (restored.classes, restored.model.num_classes, restored.settings) == (mine, 3, None)
+    with pytest.raises(ValueError, match=r"a head of 3 classes, the model has 19"):
+        restore_model(path, arch="resnet18")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
