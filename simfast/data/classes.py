@@ -63,7 +63,8 @@ def coding_of(data_set: str, classes: Classes, ids: Mapping[int, int] | None = N
         table = {i: i for i in (*range(len(classes)), IGNORE)}
     else:
         table = classes.ids
-    colours, other = ({}, "error") if published and classes.built_in else (classes.colours, classes.other)
+    other = "error" if published and classes.built_in else classes.other
+    colours = {} if ids is not None or (published and classes.built_in) else classes.colours
     return LabelCoding(table, colours, classes, other, published, class_ids)
 
 
@@ -103,12 +104,3 @@ def read_ids(path: Path, classes: Classes) -> dict[int, int]:
             raise ValueError(f"{path}: {rule}, got {raw}: {given!r}")
         ids[raw] = known[given]
     return ids
-
-
-# Until all that reads them takes a class list.
-NUM_CLASSES = len(CITYSCAPES)
-CLASS_NAMES = CITYSCAPES.names
-CLASS_SETS = {int(name): ids for name, ids in CITYSCAPES.sets.items()}
-LABEL_IDS = tuple(_LABEL_IDS.values())
-PALETTE = palette(CITYSCAPES)
-STUFF, THINGS = CITYSCAPES.stuff, CITYSCAPES.things
