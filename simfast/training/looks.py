@@ -2,6 +2,7 @@
 
 import logging
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from simfast.data.order import Dataset, Mixture
 from simfast.data.parts import open_part, scored_classes, warn_if_void
 from simfast.inference.evaluate import evaluate
 from simfast.inference.signals import find_signals, label_shares, spread
-from simfast.report.scores import score_row, score_table
+from simfast.report.scores import coverage, score_row, score_table
 from simfast.report.signals import signal_row, signal_table, signal_text
 from simfast.runtime import distributed
 from simfast.training.modes import DTYPES
@@ -32,6 +33,14 @@ def is_better(row: Row, best: Row | None) -> bool:
     return row["miou"] is not None and row["miou"] > best["miou"]
 
 
+def score_text(
+    what: str, rows: dict[str, Row], config: Config, class_ids: Sequence[int], trained_ids: Sequence[int]
+) -> str:
+    """Rows of scores by their names, on `what`, as a table; and what of the classes their mean leaves out."""
+    table = score_table({f"{name} ({row['step']})": row for name, row in rows.items()}, config.classes, class_ids)
+    return "\n".join([what, table, *coverage(rows["last"], config.classes, class_ids, trained_ids)])
+
+
 class Scoring:
     """Scores on the held-out set.
 
@@ -47,6 +56,7 @@ class Scoring:
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         self._config, self._held_out = config, open_part(config, "held-out")
         _require_images("eval_split", self._held_out)
+        self._trained_ids = labelled.class_ids
         self._class_ids = scored_classes(config, labelled, self._held_out)
         self._loader = _share(self._held_out, config, device)
         self.about, self._looked = f"{len(self._held_out)} held-out images", False
@@ -64,10 +74,11 @@ class Scoring:
             trainer.device,
             self._config.panel_images,
             labelled_ids=self._held_out.class_ids,
+            sets=self._config.classes.sets,
             total=distributed.total,
             dtype=DTYPES[trainer.precision],
         )
-        row = score_row(scores)
+        row = score_row(scores, self._config.classes)
         if not self._looked:
             warn_if_void(row, self._held_out)
         self._looked = True
@@ -84,9 +95,9 @@ class Scoring:
         return f"mIoU {100 * row['miou']:.2f} %, best {100 * best['miou']:.2f} %"
 
     def table(self, rows: dict[str, Row]) -> str:
-        """The last and the best row, by their titles."""
+        """The rows "last" and "best", of result.json."""
         where = self._config.eval_images or self._config.eval_split
-        return f"{where}\n{score_table(rows, self._class_ids)}"
+        return score_text(str(where), rows, self._config, self._class_ids, self._trained_ids)
 
     def found(self) -> dict[str, Any]:
         """What a result says beside its rows."""
@@ -125,8 +136,8 @@ class Watching:
         return signal_text(row, self._config.pseudo_cap)
 
     def table(self, rows: dict[str, Row]) -> str:
-        (title, last), *_ = rows.items()  # the best is the same
-        return f"no labels to score on, best is last\n{signal_table({title: last}, self._label_shares)}"
+        table = signal_table({f"last ({rows['last']['step']})": rows["last"]}, self._label_shares)
+        return f"no labels to score on, best is last\n{table}"
 
     def found(self) -> dict[str, Any]:
         return {"signals": self._found | {"label_shares": self._label_shares}}

@@ -176,7 +176,7 @@ def test_evaluate_scores_a_run_as_it_scored_itself(run, tmp_path, capsys):
 
 def test_evaluate_takes_a_released_file(folders, tmp_path, capsys):
     torch.manual_seed(0)
-    model = deeplab_v2("resnet101", head_dilations=(6, 12, 18, 24))
+    model = deeplab_v2("resnet101", 19, head_dilations=(6, 12, 18, 24))
     torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "sim.pth")
     arguments = ["--target", "folder", "--target-root", folders / "target", "--target-size", "64", "64"]
     assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--workers", 0, "--device", "cpu") == 0
@@ -184,7 +184,7 @@ def test_evaluate_takes_a_released_file(folders, tmp_path, capsys):
 
 
 def test_a_released_file_keeps_its_two_live_branches_whatever_the_preset(folders, tmp_path, capsys):
-    model = deeplab_v2("vgg16", head_dilations=(6, 12, 18, 24))
+    model = deeplab_v2("vgg16", 19, head_dilations=(6, 12, 18, 24))
     torch.save(model.state_dict(), tmp_path / "sim.pth")
     arguments = ["--preset", "gta5", "--target", "folder", "--target-root", folders / "target", "--workers", 0]
     assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--target-size", "64", "64") == 0

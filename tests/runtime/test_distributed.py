@@ -53,7 +53,7 @@ def new_trainer(stage, ranks):
         schedule_steps=10,
     )
     torch.manual_seed(0)
-    model = deeplab_v2("resnet18", batch_norm="frozen")
+    model = deeplab_v2("resnet18", 19, batch_norm="frozen")
     gather = distributed.gather if ranks > 1 else None
     matching = StuffInstanceMatching(model.num_features, STUFF, THINGS, 3, 2, gather=gather)
     return Trainer(config, model, Discriminator(19), matching, "rgb", torch.device("cpu"))

@@ -128,7 +128,7 @@ def per_image(run: Callable[[Pictures], Any], size: tuple[int, int]) -> dict[str
 
 def images() -> dict[str, Any]:
     """Evaluation and pseudo labels with ResNet-18, an image more of 256x128."""
-    model, size, result = deeplab_v2("resnet18").to(CUDA), (128, 256), {}
+    model, size, result = deeplab_v2("resnet18", 19).to(CUDA), (128, 256), {}
 
     def score(pictures: Pictures) -> None:
         batches = [
@@ -150,7 +150,7 @@ def images() -> dict[str, Any]:
 def paper() -> dict[str, Any]:
     """One captured step in bf16 at the paper's size, ResNet-101, batch 1."""
     config = Config(step_mode="graph", precision="bf16", gate="released", fill_rule="full", lr=1e-4, **SIZES)
-    model = deeplab_v2(config.arch)
+    model = deeplab_v2(config.arch, 19)
     module = StuffInstanceMatching(model.num_features, STUFF, THINGS, **RULES["released"])
     batch = []
     for width, height in (config.source_size, config.target_size):

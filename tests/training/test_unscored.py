@@ -186,12 +186,12 @@ def test_a_labelled_set_apart_scores_in_place_of_the_target_s(unlabelled, folder
 
 
 def test_class_shares_are_those_of_a_mixture_of_sources(unlabelled, folders, tmp_path):
-    sources = {"source": 1, "target": 3}
-    roots = [str(folders / name) for name in sources]
-    command = ["--source", "folder", "folder", "--source-root", *roots, "--source-share", *map(str, sources.values())]
+    shares = {"source": 1, "target": 3}
+    command = ["--source", "folder", "--source-root", str(folders / "target")]  # beside that of the settings
+    command += [part for share in shares.values() for part in ("--source-share", str(share))]
     result = train([*unlabelled, *command, "--method", "source-only", "--steps", "1", "--out", str(tmp_path / "run")])
     by_hand = np.zeros(256)
-    for name, share in sources.items():
+    for name, share in shares.items():
         dataset = open_dataset("folder", folders / name, "train", (64, 64))
         counts = np.bincount(np.concatenate([dataset.label(i).flatten() for i in range(len(dataset))]), minlength=256)
         by_hand += share / 4 * counts / counts[:19].sum()
