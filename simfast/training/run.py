@@ -112,6 +112,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     log.info("%s: %s, steps %d to %d", config.row, what, first + 1, config.steps)
     pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
     loader, labelled, looks = open_data(config, device, first, pseudo_labels)
+    report = None if config.report_split is None else open_part(config, "report")  # what is missing shows now
     trainer = build_trainer(config, device, resumed)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
@@ -182,8 +183,8 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     result |= {"processes": processes, "environment": environment(device)}
     result |= looks.found()
     table = looks.table({name: result[name] for name in ("last", "best")})
-    if config.report_split is not None:
-        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled)
+    if report is not None:
+        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled, report)
         table = reported if config.scored else f"{table}\n\n{reported}"
     if lead:
         write_results(config, out, result, table)
@@ -201,12 +202,12 @@ def write_results(config: Config, out: Path, result: dict[str, Any], table: str)
 
 
 def score_report(
-    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture
+    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture, part: Dataset
 ) -> tuple[dict[str, Any], str]:
     """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on, in fp32 whatever the
     run's precision, as `simfast evaluate` scores them; and their table."""
-    part, rows = open_part(config, "report"), {}
     class_ids, loader = scored_classes(config, labelled, part), evaluation_loader(part, 1, config.workers)
+    rows: dict[str, Any] = {}
     for name in ("last", "best"):
         state = checkpoint.load(out / f"{name}.pt")
         if same := [row for row in rows.values() if row["step"] == state["step"]]:

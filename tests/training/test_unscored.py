@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import train
+from running import settings_of, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simfast.cli import call
@@ -152,8 +152,13 @@ def test_a_set_that_is_all_dont_care_is_named_and_stops_nothing(settings, folder
 
 
 def test_what_cannot_be_evaluated_says_what_to_give(unlabelled, tmp_path):
-    with pytest.raises(SystemExit, match=r"val.*'val' \(give --eval-split none .* --eval-images and --eval-labels"):
-        train([*unlabelled, "--eval-split", "val", "--steps", "1", "--out", str(tmp_path / "run")])
+    command = [*unlabelled, "--steps", "1", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"'val'.*give --eval-split none .* --eval-images and --eval-labels"):
+        train([*command, "--eval-split", "val"])
+    with pytest.raises(SystemExit, match=r"'test'.*give --report-split None"):
+        train([*command, "--report-split", "test"])
+    assert not (tmp_path / "run").exists()  # before the first step
+    assert settings_of([*command, "--report-split", "None"]).report_split is None
     train([*unlabelled, "--method", "source-only", "--steps", "1", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match=r"eval_split: must name a labelled part .* --eval-images and --eval-labels"):
         call(["evaluate", str(tmp_path / "run"), "--workers", "0"])
