@@ -18,19 +18,19 @@ def open_pairs(
     size: tuple[int, int],
     coding: LabelCoding,
     resize_labels: bool = True,
-    same_size: bool = True,
+    size_tolerance: float | None = 0.0,
     read_label: Callable[[Path], np.ndarray] | None = None,
 ) -> SegmentationDataset:
     """Images with the label maps of the same name (without suffix), in the order of names.
 
     Args:
-        images: folder of pictures (.png .jpg .jpeg .bmp .webp).
-        labels: folder of label maps (.png .bmp), or None where there are none or none may be used. Those of no image
-            are passed over.
+        images: folder of pictures (.png .jpg .jpeg .bmp .webp .tif .tiff .npy).
+        labels: folder of label maps (.png .bmp .tif .tiff .npy), or None where there are none or none may be used.
+            Those of no image are passed over.
         size: width and height of what comes out, pixels.
         coding: what the label maps hold.
         resize_labels: False keeps labels at the size of their files, to be scored at.
-        same_size: whether a label map must have its image's size.
+        size_tolerance: as `SegmentationDataset`'s.
         read_label: file -> train ids, in place of `coding.read`.
 
     Raises:
@@ -55,7 +55,7 @@ def open_pairs(
         size,
         coding,
         read_label,
-        same_size,
+        size_tolerance,
         resize_labels,
         problems,
     )

@@ -230,8 +230,8 @@ import signal, sys, time
 from pathlib import Path
 from simfast.data import dataset, open_dataset
 from simfast.data.prepare import prepare
-read = dataset.read_picture
-dataset.read_picture = lambda path: time.sleep(0.05) or read(path)
+read = dataset.read_image
+dataset.read_image = lambda path: time.sleep(0.05) or read(path)
 data = open_dataset("streets", None, "train", (10, 7), labelled=False)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 print("begin", flush=True)
