@@ -97,7 +97,9 @@ class DomainLoader:
 class EvaluationLoader:
     """Batches in order: (images uint8 [B, 3, H, W], labels, a list of uint8 [H', W'] at their own sizes, names)."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, workers: int, items: range, device: torch.device = CPU):
+    def __init__(
+        self, dataset: Dataset, batch_size: int, workers: int, items: Sequence[int], device: torch.device = CPU
+    ):
         self._groups = _Groups(dataset, batch_size, items)
         self._workers, self._device = workers, device
 
@@ -109,15 +111,23 @@ class EvaluationLoader:
 
 
 def evaluation_loader(
-    dataset: Dataset, batch_size: int, workers: int, device: torch.device = CPU, rank: int = 0, ranks: int = 1
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    device: torch.device = CPU,
+    rank: int = 0,
+    ranks: int = 1,
+    items: Sequence[int] | None = None,
 ) -> EvaluationLoader:
-    """A data set in order, each image once; the last batch may be smaller. Arguments and errors as `DomainLoader`'s.
+    """A data set in order, each image once, or those of some places; the last batch may be smaller. Arguments and
+    errors as `DomainLoader`'s.
 
     Batches stay on the host, in pinned memory where `device`, to which they are to be copied, is a GPU. Of several
     ranks, each gets a share of images that follow one another; the first image is rank 0's.
     """
-    first, last = (len(dataset) * r // ranks for r in (rank, rank + 1))
-    return EvaluationLoader(dataset, batch_size, workers, range(first, last), device)
+    items = range(len(dataset)) if items is None else items
+    first, last = (len(items) * r // ranks for r in (rank, rank + 1))
+    return EvaluationLoader(dataset, batch_size, workers, items[first:last], device)
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -190,7 +200,7 @@ class _Batches:
 class _Groups:
     """Group number i of consecutive items of a data set."""
 
-    def __init__(self, dataset: Dataset, size: int, items: range):
+    def __init__(self, dataset: Dataset, size: int, items: Sequence[int]):
         self.dataset, self.size, self.items = dataset, size, items
         self.pinned = False
         self.cached = isinstance(dataset, CachedDataset)
