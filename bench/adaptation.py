@@ -103,7 +103,7 @@ def save_predictions(path: Path, runs: dict[str, Path], pictures: int = 4) -> No
         cpu = torch.device("cpu")
         _, shown = evaluate(restored.model, batches, part.class_ids, restored.convention, cpu, pictures)
         panels[title] = run / "shown.png"
-        save_panel(panels[title], shown)
+        save_panel(panels[title], shown, config.classes)
     save_comparison(path, panels, with_data=False)
 
 

@@ -153,7 +153,8 @@ class PseudoLabels:
 
     READS: ClassVar[Sequence[str]] = (
         *(*_START, "recipe", *_NETWORK),
-        *("target", "target_root", "target_split", "target_size", "cache", "pseudo_cap", "pseudo_softmax"),
+        *("target", "target_root", "target_labels", "target_split", "target_size", "cache"),
+        *("pseudo_cap", "pseudo_softmax"),
     )
 
     checkpoint: Checkpoint

@@ -63,7 +63,8 @@ def coding_of(data_set: str, classes: Classes, ids: Mapping[int, int] | None = N
         table = {i: i for i in (*range(len(classes)), IGNORE)}
     else:
         table = classes.ids
-    colours, other = ({}, "error") if published and classes.built_in else (classes.colours, classes.other)
+    other = "error" if published and classes.built_in else classes.other
+    colours = {} if ids is not None or (published and classes.built_in) else classes.colours
     return LabelCoding(table, colours, classes, other, published, class_ids)
 
 

@@ -46,8 +46,9 @@ def _arguments(config: Config, part: str) -> dict[str, Any]:
         own_labels = config.method == "target-only"
         ids = config.target_ids if own_labels else None
         return target | {"split": config.target_split, "labelled": own_labels, "ids": ids}
-    if part == "held-out" and config.eval_images is not None:
-        target |= {"name": "folder", "root": None, "image_files": config.eval_images, "label_files": config.eval_labels}
+    apart = {"image_files": config.eval_images, "label_files": config.eval_labels}
+    if part == "held-out" and apart["image_files"] is not None:
+        target |= {"name": "folder", "root": None} | apart
     split = config.eval_split if part == "held-out" else config.report_split
     return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 

@@ -72,12 +72,13 @@ def test_help_names_every_command(capsys):
 def test_every_command_explains_itself_and_what_it_reads(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     options = explained(capsys, name)
-    own = {field.name for field in dataclasses.fields(COMMANDS[name])} - {"config", "checkpoint", "inputs"}
+    own = {field.name for field in dataclasses.fields(COMMANDS[name])} - {"config", "checkpoint", "inputs", "name"}
     wanted = {"--" + setting.replace("_", "-") for setting in own | {*COMMANDS[name].READS}}
     assert wanted <= options
     hidden = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)} - wanted
     defaults = {"--no-flip", "--no-deterministic"}
     mentioned = {"--stage1", "--method", "--transfer", "--resume", "--preset", "--config", "--pseudo-labels", "--steps"}
+    mentioned |= {"--classes"}
     assert not (options & hidden) - defaults - mentioned, "a setting that the command does not read"
 
 

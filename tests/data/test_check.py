@@ -3,6 +3,7 @@
 import pytest
 from trees import ids_map, make_cityscapes, make_gta5, make_synthia, picture, save
 
+from simfast.config.classes import CITYSCAPES
 from simfast.data import open_dataset
 from simfast.data.check import check_data, check_part, report_text
 from simfast.data.prepare import prepare
@@ -55,7 +56,7 @@ def test_pixels_of_each_class_are_counted_and_absent_ones_stand_out(tmp_path):
     report = check_part("synthia", tmp_path, "train", SIZE, 0)
     assert report.problems == []
     assert {i: int(n) for i, n in enumerate(report.pixels) if n} == {0: 20 * 140, 13: 20 * 70, 255: 20 * 70}
-    lines = report_text({"source": report}).splitlines()
+    lines = report_text({"source": report}, CITYSCAPES).splitlines()
     assert lines[0] == "source: 20 images, no problem"
     rows = {line.rsplit(maxsplit=1)[0].strip(): line.split()[-1] for line in lines[4:]}
     assert {name: rows[name] for name in ("road", "car", "bus", "train", "don't care")} == {
@@ -67,7 +68,7 @@ def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
     make_gta5(tmp_path, count=5)
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
-    text = report_text({"source": check_part("gta5", tmp_path, "train", SIZE, 0, labelled=False)}, most=2)
+    text = report_text({"source": check_part("gta5", tmp_path, "train", SIZE, 0, labelled=False)}, CITYSCAPES, most=2)
     assert text.startswith("source: 5 images, problems: 5\n")
     assert text.endswith("... and 3 more")
     assert "pixels" not in text

@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from simfast.config.classes import CITYSCAPES
 from simfast.data import open_dataset, streets
-from simfast.data.classes import CAMVID_IDS, CLASS_NAMES, PALETTE, STUFF, THINGS, colourise, remap
+from simfast.data.classes import coding_of, colourise, palette, read_ids
 from simfast.data.dataset import require_complete
-from simfast.data.folder import open_pairs, read_ids
+from simfast.data.folder import open_pairs
 
 SIZE = (12, 9)
+CODING = coding_of("folder", CITYSCAPES)
 PARTS = {"source": 240, "train": 120, "test": 60}
 
 
@@ -37,34 +39,37 @@ def pair(tmp_path):
 
 
 def open_pair(folder, **options):
-    return require_complete(open_pairs(folder / "images", folder / "labels", SIZE, **options))
+    return require_complete(open_pairs(folder / "images", folder / "labels", SIZE, CODING, **options))
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
 
 
 def test_stuff_and_things_are_all_classes():
-    assert sorted(STUFF + THINGS) == list(range(len(CLASS_NAMES)))
-    assert [CLASS_NAMES[i] for i in STUFF] == [
+    assert sorted(CITYSCAPES.stuff + CITYSCAPES.things) == list(range(len(CITYSCAPES)))
+    assert [CITYSCAPES.names[i] for i in CITYSCAPES.stuff] == [
         *("road", "sidewalk", "building", "wall", "fence", "vegetation", "terrain", "sky")
     ]
 
 
 def test_remap_turns_camvid_ids_into_train_ids():
     raw = np.array([[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], np.uint8)  # sky building pole road pavement tree ...
-    assert remap(raw, CAMVID_IDS, Path("x")).tolist() == [[10, 2, 5, 0, 1, 8], [7, 4, 13, 11, 12, 255]]
+    assert coding_of("camvid", CITYSCAPES).remap(raw, Path("x")).tolist() == [
+        [10, 2, 5, 0, 1, 8],
+        [7, 4, 13, 11, 12, 255],
+    ]
 
 
 def test_remap_names_the_file_the_ids_and_the_rule():
     with pytest.raises(ValueError, match=r"here/a\.png: label ids must be among 0-11, got 12, 200"):
-        remap(np.array([0, 200, 12, 11], np.uint8), CAMVID_IDS, Path("here/a.png"))
+        coding_of("camvid", CITYSCAPES).remap(np.array([0, 200, 12, 11], np.uint8), Path("here/a.png"))
 
 
 def test_colourise_paints_cityscapes_colours_and_black_for_nothing():
-    picture = colourise(np.array([[0, 13], [255, 19]], np.uint8))
+    picture = colourise(np.array([[0, 13], [255, 19]], np.uint8), CITYSCAPES)
     assert picture.dtype == np.uint8
     assert picture.tolist() == [[[128, 64, 128], [0, 0, 142]], [[0, 0, 0], [0, 0, 0]]]
-    assert len({tuple(colour) for colour in PALETTE[:19].tolist()}) == 19
+    assert len({tuple(colour) for colour in palette(CITYSCAPES)[:19].tolist()}) == 19
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------
@@ -82,14 +87,14 @@ def test_items_equal_pillow_bicubic_and_nearest(pair):
 
 def test_labels_that_may_not_be_used_are_not_read(pair):
     (pair / "labels/a.png").write_bytes(b"not a picture")
-    images = open_pairs(pair / "images", None, SIZE)
+    images = open_pairs(pair / "images", None, SIZE, CODING)
     assert images.names == ["a", "b"]
     assert images[0][1].shape == (0,)
 
 
 def test_palette_labels_give_indices_and_a_label_of_no_image_is_passed_over(pair):
     index = Image.fromarray(np.full((14, 20), 13, np.uint8))
-    index.putpalette(PALETTE.tobytes())
+    index.putpalette(palette(CITYSCAPES).tobytes())
     index.save(pair / "labels/a.png")
     Image.new("L", (3, 3), 77).save(pair / "labels/extra.png")
     data = open_pair(pair)
@@ -107,12 +112,8 @@ def test_grey_and_transparent_images_come_as_rgb(tmp_path):
 
 def test_class_ids_are_those_that_can_occur(pair):
     assert open_pair(pair).class_ids == tuple(range(19))
-    assert open_pair(pair, ids={7: 11, 3: 0, 9: 255}).class_ids == (0, 11)
-    assert open_pair(pair, class_ids=(2, 5)).class_ids == (2, 5)
-
-
-def break_nothing(pair):
-    pass
+    assert coding_of("folder", CITYSCAPES, {7: 11, 3: 0, 9: 255}).class_ids == (0, 11)
+    assert coding_of("synthia", CITYSCAPES).class_ids == CITYSCAPES.sets["16"]
 
 
 def break_label_missing(pair):
@@ -144,8 +145,6 @@ def break_twice(pair):
         (break_label_folder, {}, r"labels: must be a folder, got nothing there"),
         (break_empty, {}, r"images: must hold an image \(\.png .*\), got none"),
         (break_twice, {}, r"images/a\.png: must be the only a beside its suffix, got a\.bmp too"),
-        (break_nothing, {"ids": {0: 19}}, r"ids: train ids must be in 0-18, or 255, got 0: 19"),
-        (break_nothing, {"ids": {256: 1}}, r"ids: raw ids must be whole numbers in 0-255, got 256"),
     ],
 )
 def test_a_bad_folder_is_named_before_training(spoil, options, message, pair):
@@ -230,17 +229,17 @@ def test_a_folder_takes_an_id_map_from_a_file(suffix, pair):
     ids = {raw: raw % 3 for raw in range(19)}
     path = pair / f"ids{suffix}"
     path.write_text(json.dumps(ids) if suffix == ".json" else "\n".join(f"{k}: {v}" for k, v in ids.items()))
-    assert read_ids(path) == ids
+    assert read_ids(path, CITYSCAPES) == ids
     data = open_dataset("folder", pair, "train", SIZE, resize_labels=False, ids=path)
     assert np.array_equal(data[0][1], np.asarray(Image.open(pair / "labels/a.png")) % 3)
     assert data.class_ids == (0, 1, 2)
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "{1: road}", "{1: 2", "", '{"a": 1}', "{0: 40}"])
+@pytest.mark.parametrize("content", ["[1, 2]", "{1: street}", "{1: 2", "", '{"a": 1}', "{0: 40}", "{65536: 1}"])
 def test_a_bad_id_map_is_named(content, tmp_path):
     (tmp_path / "ids.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"ids\.yaml: "):
-        read_ids(tmp_path / "ids.yaml")
+        read_ids(tmp_path / "ids.yaml", CITYSCAPES)
 
 
 def test_a_folder_without_splits_is_for_training_alone(pair):

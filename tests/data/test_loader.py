@@ -14,12 +14,15 @@ import torch
 from PIL import Image
 
 import simfast
+from simfast.config.classes import CITYSCAPES
 from simfast.data import open_dataset
+from simfast.data.classes import coding_of
 from simfast.data.folder import open_pairs
 from simfast.data.loader import DomainLoader, evaluation_loader, on_device
 from simfast.data.prepare import prepare
 from simfast.testing import needs_gpu
 
+CODING = coding_of("folder", CITYSCAPES)
 SIZE = (8, 6)
 
 
@@ -31,7 +34,7 @@ def make_domain(root, count):
     for i in range(count):
         Image.fromarray(np.stack([column * 0 + i, column, column], -1)).save(root / f"images/{i:02d}.png")
         Image.fromarray(column).save(root / f"labels/{i:02d}.png")
-    return open_pairs(root / "images", root / "labels", SIZE)
+    return open_pairs(root / "images", root / "labels", SIZE, CODING)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +248,7 @@ def test_evaluation_reads_each_image_once_in_order_with_labels_of_their_own_size
     make_domain(tmp_path, 5)
     Image.new("RGB", (20, 10), (9, 0, 0)).save(tmp_path / "images/05.png")
     Image.new("L", (20, 10), 3).save(tmp_path / "labels/05.png")
-    data = open_pairs(tmp_path / "images", tmp_path / "labels", SIZE, resize_labels=False)
+    data = open_pairs(tmp_path / "images", tmp_path / "labels", SIZE, CODING, resize_labels=False)
     loader = evaluation_loader(data, 4, workers)
     assert len(loader) == 2
     batches = list(loader)

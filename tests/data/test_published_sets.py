@@ -9,8 +9,9 @@ from cityscapesscripts.helpers import labels as official
 from PIL import Image
 from trees import ids_map, make_cityscapes, make_gta5, make_synthia, picture, save, save_native_synthia
 
+from simfast.config.classes import CITYSCAPES
 from simfast.data import open_dataset
-from simfast.data.classes import CITYSCAPES_IDS, GTA5_IDS, SYNTHIA_IDS
+from simfast.data.classes import coding_of
 
 SIZE = (10, 7)
 MAKERS = {"gta5": make_gta5, "synthia": make_synthia, "cityscapes": make_cityscapes}
@@ -31,14 +32,14 @@ def open_full(name, root, split="train", **options):
 
 def test_cityscapes_and_gta5_ids_are_the_official_table():
     table = {label.id: label.trainId for label in official.labels if label.id >= 0}
-    assert table == CITYSCAPES_IDS
-    assert table | {34: 255} == GTA5_IDS
+    assert table == coding_of("cityscapes", CITYSCAPES).ids
+    assert table | {34: 255} == coding_of("gta5", CITYSCAPES).ids
 
 
 def test_synthia_ids_lead_to_the_classes_of_their_names():
     for raw in range(23):
         expected = official.name2label[SYNTHIA_NAMES[raw]].trainId if raw in SYNTHIA_NAMES else 255
-        assert SYNTHIA_IDS[raw] == expected, raw
+        assert coding_of("synthia", CITYSCAPES).ids[raw] == expected, raw
 
 
 # --- as released -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from simfast.data.classes import PALETTE
+from simfast.config.classes import CITYSCAPES
+from simfast.data.classes import palette
 
 
 def picture(seed, size=(20, 14)):
@@ -36,7 +37,7 @@ def make_gta5(root, count=3, ids=(7, 8, 11, 34, 0)):
     for i in range(1, count + 1):
         save(root / f"images/{i:05d}.png", picture(i))
         label = Image.fromarray(ids_map(ids))
-        label.putpalette(PALETTE.tobytes())
+        label.putpalette(palette(CITYSCAPES).tobytes())
         save(root / f"labels/{i:05d}.png", label)
     return root
 

@@ -9,7 +9,8 @@ from cityscapesscripts.helpers.labels import trainId2label
 from PIL import Image
 from torch import nn
 
-from simfast.data.classes import PALETTE
+from simfast.config.classes import CITYSCAPES
+from simfast.data.classes import PALETTE, coding_of
 from simfast.data.folder import open_pairs
 from simfast.data.loader import evaluation_loader
 from simfast.inference.evaluate import evaluate
@@ -97,7 +98,9 @@ def test_a_prediction_is_what_an_evaluation_sees(tmp_path):
     model = deeplab_v2("resnet18").eval()
     for parameter in model.head.parameters():
         nn.init.normal_(parameter)
-    held_out = open_pairs(tmp_path / "images", tmp_path / "labels", (48, 32), resize_labels=False)
+    held_out = open_pairs(
+        tmp_path / "images", tmp_path / "labels", (48, 32), coding_of("folder", CITYSCAPES), resize_labels=False
+    )
     _, [(_, evaluated, _)] = evaluate(model, evaluation_loader(held_out, 1, 0), [0], "bgr", CPU, keep=1)
     assert predict(model.train(), "bgr", tmp_path / "images", tmp_path / "out", target_size=(48, 32)) == []
     assert len(np.unique(evaluated)) > 1

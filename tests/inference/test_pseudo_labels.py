@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from simfast.config.classes import CITYSCAPES
+from simfast.data.classes import coding_of
 from simfast.data.folder import open_pairs
 from simfast.inference.pseudo_labels import BINS, make_pseudo_labels
 from simfast.models.weights import RGB_MEAN, RGB_STD, normalise
@@ -255,7 +257,7 @@ def test_a_data_set_read_by_workers_gives_the_same_bytes(tmp_path):
     (tmp_path / "images").mkdir()
     for name, image in zip(pictures.names, pictures.images, strict=True):
         Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "images" / f"{name}.png")
-    folder = open_pairs(tmp_path / "images", None, (25, 18))
+    folder = open_pairs(tmp_path / "images", None, (25, 18), coding_of("folder", CITYSCAPES))
     make(tmp_path / "here", dataset=folder)
     make(tmp_path / "workers", dataset=folder, workers=1)
     assert contents(tmp_path / "here") == contents(tmp_path / "workers")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from simfast.config.classes import CITYSCAPES
 from simfast.data.classes import CLASS_NAMES, CLASS_SETS, PALETTE
 from simfast.inference.evaluate import Scores
 from simfast.models.weights import WeightsReport
@@ -54,7 +55,9 @@ def test_a_table_says_over_how_many_classes_each_mean_is():
 def test_a_panel_of_large_pictures_is_shrunk(tmp_path):
     label = torch.zeros(100, 2048, dtype=torch.uint8)
     label[:, 1024:] = 10
-    save_panel(tmp_path / "panel.png", [(torch.full((3, 50, 1024), 9, dtype=torch.uint8), label + 1, label)] * 2)
+    save_panel(
+        tmp_path / "panel.png", [(torch.full((3, 50, 1024), 9, dtype=torch.uint8), label + 1, label)] * 2, CITYSCAPES
+    )
     panel = np.asarray(Image.open(tmp_path / "panel.png"))
     assert panel.shape == (2 * 50, 3 * 1024, 3)
     tiles = panel[:, ::512]
