@@ -43,8 +43,8 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         ValueError: it cannot be; names the file.
     """
-    # By an open file: one that Pillow opens it may map, and then mixes up width and height of a turned grey TIFF.
-    with _readable(path), open(path, "rb") as file, Image.open(file) as picture:
+    with _readable(path), Image.open(path) as picture:
+        picture.filename = ""  # with a name it may be mapped, and then width and height of a turned TIFF are mixed up
         picture.load()
         if _orientation(picture) != 1:
             ImageOps.exif_transpose(picture, in_place=True)

@@ -211,7 +211,7 @@ def test_many_that_are_not_listed_are_counted(tmp_path):
 def test_colours_need_a_list_with_colours_even_where_others_are_ignored(tmp_path):
     write_png(tmp_path / "a.png", PAINTED, 8, RGB)
     for other in ("error", "ignore"):
-        with pytest.raises(ValueError, match=r"a\.png: the class list .* has no colours, .*--classes FILE"):
+        with pytest.raises(ValueError, match=r"a\.png: a label map must hold ids .*, got the colour .*--classes FILE"):
             coding([0, 1, 2, 3], other=other).read(tmp_path / "a.png")
 
 
@@ -250,8 +250,8 @@ def test_two_readings_that_differ_are_an_error_and_two_that_agree_are_none(tmp_p
     both = coding([0, 1, 2, 3], [[9, 9, 9], [0, 0, 0], [2, 2, 2], [255, 0, 0]])
     write_png(tmp_path / "a.png", stacked(*[np.zeros((3, 4))] * 3), 8, RGB)
     message = (
-        r"may hold ids or colours, .* has both: \(0, 0, 0\) at \(x, y\) = \(0, 0\) is 'car' as a colour and 'house' as "
-        "the id 0; give --classes FILE with ids alone or with colours alone"
+        r"must not be both of ids and of colours, .* it could be: \(0, 0, 0\) at \(x, y\) = \(0, 0\) is 'car' as a colour "
+        "and 'house' as the id 0; give --classes FILE with ids alone or with colours alone"
     )
     with pytest.raises(ValueError, match=message):
         both.read(tmp_path / "a.png")
