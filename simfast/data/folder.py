@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from simfast.data.dataset import IMAGE_SUFFIXES, LABEL_SUFFIXES, SegmentationDataset
+from simfast.data.dataset import SegmentationDataset
 from simfast.data.label_files import OPTION, LabelFiles, pair_up, require_own
 from simfast.data.labels import LabelCoding
 from simfast.data.list_files import LIST_SUFFIXES, read_list
 from simfast.data.listing import Folders, by_name, find_files, name_of, places, require_folder, sentences
+from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES
 
 log = logging.getLogger("simfast")
 
@@ -27,18 +28,18 @@ def open_pairs(
     size: tuple[int, int],
     coding: LabelCoding,
     resize_labels: bool = True,
-    same_size: bool = True,
+    size_tolerance: float | None = 0.0,
     read_label: Callable[[Path], np.ndarray] | None = None,
 ) -> SegmentationDataset:
     """Images of a folder with the label maps of the same name (without suffix) of another one, in the order of names.
 
     Args:
-        images: folder of pictures; its sub-folders are left alone.
-        labels: folder of label maps, or None where there are none or none may be used.
+        images: folder of pictures (.png .jpg .jpeg .bmp .webp .tif .tiff .npy); its sub-folders are left alone.
+        labels: folder of label maps (.png .bmp .tif .tiff .npy), or None where there are none or none may be used.
         size: width and height of what comes out, pixels.
         coding: what the label maps hold.
         resize_labels: False keeps labels at the size of their files, to be scored at.
-        same_size: whether a label map must have its image's size.
+        size_tolerance: as `SegmentationDataset`'s.
         read_label: file -> train ids, in place of `coding.read`.
 
     Raises:
@@ -58,7 +59,7 @@ def open_pairs(
         size,
         coding,
         read_label,
-        same_size,
+        size_tolerance,
         resize_labels,
         problems,
         passed_over=said,

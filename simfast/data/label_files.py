@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from simfast.data.dataset import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from simfast.data.listing import Folders, PassedOver, nfc, places, require_folder
+from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES
 
 OPTION = "label_files (--source-labels, --target-labels, --eval-labels)"
 FIELDS = ("dir", "stem", "name", "parent", "root")

@@ -112,7 +112,7 @@ def scored_classes(config: Config, labelled: Dataset | Mixture, held_out: Datase
     return class_ids
 
 
-def warn_if_void(row: dict[str, Any], scored: SegmentationDataset) -> None:
+def warn_if_void(row: dict[str, Any], scored: Dataset) -> None:
     """Logs a warning that names the folder of the labels where they left nothing to score.
 
     Args:
