@@ -1,13 +1,15 @@
 """What a run is looked at by between its steps: scores on held-out labels, or signals where the target has none."""
 
 import logging
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from simfast.config import Config
-from simfast.data.loader import Dataset, evaluation_loader
+from simfast.data.loader import evaluation_loader
+from simfast.data.order import Dataset, Mixture
 from simfast.data.parts import open_part, scored_classes, warn_if_void
 from simfast.inference.evaluate import evaluate
 from simfast.inference.signals import find_signals, label_shares, spread
@@ -42,7 +44,7 @@ class Scoring:
         ValueError: fewer images than processes, or what `open_part` and `scored_classes` raise.
     """
 
-    def __init__(self, config: Config, labelled: Dataset, device: torch.device):
+    def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         self._config, self._held_out = config, open_part(config, "held-out")
         _require_images("eval_split", self._held_out)
         self._class_ids = scored_classes(config, labelled, self._held_out)
@@ -94,7 +96,7 @@ class Scoring:
 class Watching:
     """Signals on a sample of the target's training images; arguments and the rest as `Scoring`."""
 
-    def __init__(self, config: Config, labelled: Dataset, device: torch.device):
+    def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         target = open_part(config, "photographs")
         _require_images("target", target)
         places = spread(len(target))
@@ -134,9 +136,14 @@ class Watching:
         return dict(zip(self._config.classes.names, self._shares, strict=True))
 
 
-def _shares_of(labelled: Dataset, num_classes: int) -> tuple[tuple[float, ...], int]:
-    places = spread(len(labelled))
-    return label_shares(map(labelled.label, places), num_classes), len(places)
+def _shares_of(labelled: Dataset | Mixture, num_classes: int) -> tuple[list[float], int]:
+    """The share of each class in the labels trained on, and in how many label maps it was counted; of a mixture, a
+    sample of each data set, which counts by its share."""
+    datasets, weights = (labelled.datasets, labelled.shares) if isinstance(labelled, Mixture) else ([labelled], [1])
+    places = [spread(len(dataset)) for dataset in datasets]
+    found = [label_shares(map(x.label, own), num_classes) for x, own in zip(datasets, places, strict=True)]
+    mixed = [sum(map(operator.mul, weights, shares)) / sum(weights) for shares in zip(*found, strict=True)]
+    return mixed, sum(map(len, places))
 
 
 def _share(dataset: Dataset, config: Config, device: torch.device, items: list[int] | None = None):

@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from simfast.config import Config
-from simfast.data.loader import Dataset, DomainLoader, evaluation_loader
-from simfast.data.parts import open_part, scored_classes, warn_if_void
+from simfast.data.loader import DomainLoader, evaluation_loader
+from simfast.data.order import Dataset, Mixture
+from simfast.data.parts import open_part, open_source, scored_classes, warn_if_void
 from simfast.inference.evaluate import evaluate
 from simfast.models import checkpoint
 from simfast.report.figures import save_curve
@@ -204,7 +205,9 @@ def write_results(
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
 
 
-def score_report(config: Config, trainer: Trainer, out: Path, labelled: Dataset) -> tuple[dict[str, Any], list[int]]:
+def score_report(
+    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture
+) -> tuple[dict[str, Any], list[int]]:
     """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on, in fp32 whatever the
     run's precision, as `simfast evaluate` scores them; and the classes that their mean IoU is over."""
     part, rows = open_part(config, "report"), {}
@@ -225,11 +228,11 @@ def score_report(config: Config, trainer: Trainer, out: Path, labelled: Dataset)
 
 def open_data(
     config: Config, device: torch.device, position: int, pseudo_labels: Path | None
-) -> tuple[DomainLoader, Dataset, Scoring | Watching]:
+) -> tuple[DomainLoader, Dataset | Mixture, Scoring | Watching]:
     """Training batches from a position on, this process's share of them; what is trained on with labels; and what the
     run is looked at by. target-only trains on the target's labels as source-only does on the source's."""
     target = open_part(config, "target", pseudo_labels)
-    labelled = target if config.method == "target-only" else open_part(config, "source")
+    labelled = target if config.method == "target-only" else open_source(config)
     looks = (Scoring if config.scored else Watching)(config, labelled, device)
     seen = target if config.uses_target or config.transfer != "none" else None
     share = {"rank": distributed.rank(), "ranks": distributed.size()}

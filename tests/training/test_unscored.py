@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -156,3 +157,43 @@ def test_what_cannot_be_evaluated_says_what_to_give(unlabelled, tmp_path):
     train([*unlabelled, "--method", "source-only", "--steps", "1", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match=r"eval_split: must name a labelled part .* --eval-images and --eval-labels"):
         call(["evaluate", str(tmp_path / "run"), "--workers", "0"])
+
+
+def test_a_labelled_set_apart_scores_in_place_of_the_target_s(unlabelled, folders, tmp_path, capsys):
+    """Flat, beside the labels that a pattern finds, as a small set labelled by hand may be."""
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    for i in range(2):
+        shutil.copy(folders / "target" / "val" / "images" / f"{i}.png", apart / f"{i}.png")
+        shutil.copy(folders / "target" / "val" / "labels" / f"{i}.png", apart / f"{i}_L.png")
+    command = [*unlabelled, "--method", "source-only", "--steps", "1"]
+    given = ["--eval-images", str(apart), "--eval-labels", "{dir}/{stem}_L.png"]
+    expected = train([*command, "--target-root", str(folders / "target"), "--eval-split", "val", "--out", f"{apart}-0"])
+    found = train([*command, *given, "--eval-split", "test", "--out", str(tmp_path / "run")])
+    assert found["last"] == expected["last"]
+    assert f"2 held-out images ({apart}, in place of the target's 'test')" in capsys.readouterr().out
+    assert Image.open(tmp_path / "run" / "panel-000001.png").size == (3 * 64, 64)
+
+    # A run that had none may still be scored on them.
+    train([*command, "--out", str(tmp_path / "none")])
+    report = tmp_path / "report.json"
+    call(["evaluate", str(tmp_path / "none"), *given, "--workers", "0", "--report", str(report)])
+    scored = json.loads(report.read_text())
+    assert (scored["data"], scored["images"]) == (str(apart), 2)
+    assert scored["scores"]["miou"] == pytest.approx(expected["last"]["miou"])
+    with pytest.raises(SystemExit, match="eval_labels: must be given with --eval-images"):
+        train([*command, *given[:2], "--out", str(tmp_path / "half")])
+
+
+def test_class_shares_are_those_of_a_mixture_of_sources(unlabelled, folders, tmp_path):
+    sources = {"source": 1, "target": 3}
+    roots = [str(folders / name) for name in sources]
+    command = ["--source", "folder", "folder", "--source-root", *roots, "--source-share", *map(str, sources.values())]
+    result = train([*unlabelled, *command, "--method", "source-only", "--steps", "1", "--out", str(tmp_path / "run")])
+    by_hand = np.zeros(256)
+    for name, share in sources.items():
+        dataset = open_dataset("folder", folders / name, "train", (64, 64))
+        counts = np.bincount(np.concatenate([dataset.label(i).flatten() for i in range(len(dataset))]), minlength=256)
+        by_hand += share / 4 * counts / counts[:19].sum()
+    assert list(result["signals"]["label_shares"].values()) == pytest.approx(by_hand[:19].tolist())
+    assert result["signals"]["label_maps"] == 9
