@@ -61,7 +61,7 @@ def read_label_pixels(path: Path) -> LabelPixels:
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
-        if values.dtype == np.int32 and picture.format == "TIFF" and _tag(picture, _SAMPLE_FORMAT, 1) != _SIGNED:
+        if values.dtype == np.int32 and picture.format == "TIFF" and _tag(picture, _SAMPLE_FORMAT, (1,))[0] != _SIGNED:
             values = values.view(np.uint32)
         return LabelPixels(values, 0, 0xFFFF if values.dtype == np.uint16 and bits == 16 else 0)
     if picture.mode in ("RGB", "RGBA"):
@@ -74,7 +74,7 @@ def _bits(picture: Image.Image, path: Path) -> int:
     if picture.format == "PNG":
         return _head(path)[24]
     if picture.format == "TIFF":
-        if _tag(picture, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:  # Pillow would turn the ids upside down
+        if _tag(picture, _PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:  # Pillow would turn the ids upside down
             raise ValueError(f"{path}: a label map must be a TIFF whose black is zero, got one whose white is")
         return _tag(picture, _BITS_PER_SAMPLE, (1,))[0]
     bits = int.from_bytes(_head(path)[28:], "little")
@@ -101,7 +101,7 @@ def _of_one_channel(picture: Image.Image, bits: int, path: Path) -> LabelPixels:
         values = values.astype(np.uint8)
     elif picture.mode.startswith("L") and bits < 8:
         values = values // (255 // ((1 << bits) - 1))
-    elif picture.mode == "L" and picture.format == "TIFF" and _tag(picture, _SAMPLE_FORMAT, 1) == _SIGNED:
+    elif picture.mode == "L" and picture.format == "TIFF" and _tag(picture, _SAMPLE_FORMAT, (1,))[0] == _SIGNED:
         values = values.view(np.int8)
     palette = None
     if picture.mode.startswith("P"):
@@ -146,7 +146,7 @@ def _of_array(values: np.ndarray, path: Path) -> LabelPixels:
     if values.dtype == bool:
         return LabelPixels(values.view(np.uint8), 0, 1)
     white = {np.uint8: 0xFF, np.uint16: 0xFFFF}.get(values.dtype.type, 0)
-    return LabelPixels(values.astype(values.dtype.newbyteorder("="), copy=False), 0, white)
+    return LabelPixels(values, 0, white)
 
 
 def _packed(pixels: np.ndarray, path: Path) -> LabelPixels:

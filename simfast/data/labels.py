@@ -116,8 +116,8 @@ class LabelCoding:
         if not grey and any(green or blue for _, green, blue in channels):
             if not self.colours:
                 raise ValueError(
-                    f"{used.path}: the class list {self.classes} has no colours, and must have them for a label map in "
-                    f"colours; got {channels[0]} {used.at(0)}; {_GIVE_COLOURS}"
+                    f"{used.path}: a label map must hold ids where no colours are listed, got the colour {channels[0]} "
+                    f"{used.at(0)}; {_GIVE_COLOURS}"
                 )
             return by_colours
         by_ids = self._by_ids([red for red, _, _ in channels])
@@ -126,7 +126,8 @@ class LabelCoding:
             for place, (as_id, as_colour) in enumerate(zip(by_ids.train_ids, by_colours.train_ids, strict=True)):
                 if (IGNORE if as_id is None else as_id) != (IGNORE if as_colour is None else as_colour):
                     raise ValueError(
-                        f"{used.path}: may hold ids or colours, and the class list {self.classes} has both: "
+                        f"{used.path}: a label map must not be both of ids and of colours, and by the class list "
+                        f"{self.classes} it could be: "
                         f"{by_colours.keys[place]} {used.at(place)} is {self._name(as_colour)} as a colour and "
                         f"{self._name(as_id)} as the id {by_ids.keys[place]}; give --classes FILE with ids alone or "
                         "with colours alone, or save label maps of ids with one channel"

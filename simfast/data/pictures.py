@@ -44,6 +44,7 @@ def read_picture(path: Path) -> Image.Image:
         ValueError: it cannot be; names the file.
     """
     with _readable(path), Image.open(path) as picture:
+        picture.filename = ""  # with a name it may be mapped, and then width and height of a turned TIFF are mixed up
         picture.load()
         if _orientation(picture) != 1:
             ImageOps.exif_transpose(picture, in_place=True)
@@ -69,9 +70,10 @@ def read_deep(path: Path) -> np.ndarray:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of an .npy file; errors as `read_picture`."""
+    """The array of an .npy file, in this machine's byte order; errors as `read_picture`."""
     with _readable(path):
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def is_array(path: Path) -> bool:

@@ -27,7 +27,7 @@ def test_every_bad_file_is_told_once(workers, tmp_path):
         *("labels/00003.png: must be a readable picture", "images/00030.png: must be a readable picture"),
         *(
             "labels/00031.png: label ids must be among 0-34, got 200",
-            "labels/00032.png: the class list cityscapes has no colours",
+            "labels/00032.png: a label map must hold ids",
         ),
     ]
     assert [
