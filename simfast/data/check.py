@@ -31,6 +31,7 @@ class DataReport:
         images: how many there are, readable or not, looked at or not.
         problems: a sentence a problem, each with the file's name, in the order of the items.
         warnings: a sentence for each thing that can be read, but is probably not meant.
+        passed_over: a sentence for each kind of file that lies there and is not read.
         pixels: int64 [256], pixels of each train id in the labels as they are trained on or scored at; None unlabelled.
         class_ids: train ids that the labels can hold.
     """
@@ -38,6 +39,7 @@ class DataReport:
     images: int
     problems: list[str]
     warnings: list[str]
+    passed_over: tuple[str, ...] = ()
     pixels: np.ndarray | None = None
     class_ids: tuple[int, ...] = ()
 
@@ -112,7 +114,8 @@ def _report(dataset: Dataset, part: str, problems: Sequence[str], items: Iterabl
     pixels = np.zeros(256, np.int64)
     for train, count in found.pixels.items():
         pixels[train] = count
-    return DataReport(*(len(dataset), problems, warnings), pixels if found.labelled else None, dataset.class_ids)
+    counted = pixels if found.labelled else None
+    return DataReport(len(dataset), problems, warnings, dataset.passed_over, counted, dataset.class_ids)
 
 
 def _inspect_all(dataset: Dataset, items: range, tick) -> list[Inspection]:
@@ -145,7 +148,7 @@ def report_text(reports: dict[str, DataReport], classes: Classes, most: int = 20
         lines += [f"{part}: {report.images} images, {bad}", *(f"  {text}" for text in report.problems[:most])]
         if len(report.problems) > most:
             lines.append(f"  ... and {len(report.problems) - most} more")
-        lines += [f"  warning: {text}" for text in report.warnings]
+        lines += [f"  warning: {text}" for text in report.warnings] + [f"  {text}" for text in report.passed_over]
     labelled = {part: report for part, report in reports.items() if report.pixels is not None}
     if labelled:
         rows = [

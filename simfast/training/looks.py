@@ -92,6 +92,11 @@ class Scoring:
         """What a result says beside its rows."""
         return {}
 
+    @property
+    def scored(self) -> Dataset | None:
+        """What is scored on."""
+        return self._held_out
+
 
 class Watching:
     """Signals on a sample of the target's training images; arguments and the rest as `Scoring`."""
@@ -132,6 +137,11 @@ class Watching:
         return {"signals": self._found | {"label_shares": self._label_shares}}
 
     @property
+    @property
+    def scored(self) -> Dataset | None:
+        """What is scored on: nothing."""
+        return None
+
     def _label_shares(self) -> dict[str, float]:
         return dict(zip(self._config.classes.names, self._shares, strict=True))
 

@@ -28,6 +28,7 @@ from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
+from simfast.training.first_look import first_look
 from simfast.training.folder import RunFolder, run_folder
 from simfast.training.looks import Scoring, Watching, is_better
 from simfast.training.optimizers import poly
@@ -230,11 +231,14 @@ def open_data(
     config: Config, device: torch.device, position: int, pseudo_labels: Path | None
 ) -> tuple[DomainLoader, Dataset | Mixture, Scoring | Watching]:
     """Training batches from a position on, this process's share of them; what is trained on with labels; and what the
-    run is looked at by. target-only trains on the target's labels as source-only does on the source's."""
+    run is looked at by. target-only trains on the target's labels as source-only does on the source's. At position 0
+    all of it is checked by a sample."""
     target = open_part(config, "target", pseudo_labels)
     labelled = target if config.method == "target-only" else open_source(config)
     looks = (Scoring if config.scored else Watching)(config, labelled, device)
     seen = target if config.uses_target or config.transfer != "none" else None
+    if position == 0:
+        distributed.on_lead(first_look, config, labelled, seen, looks.scored, pseudo_labels is not None)
     share = {"rank": distributed.rank(), "ranks": distributed.size()}
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
