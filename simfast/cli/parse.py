@@ -266,7 +266,7 @@ def _resumed(config: Config, stored: Config) -> Config:
     free = FREE_ON_RESUME - {"steps"} if stored.stage == "all" else FREE_ON_RESUME
     for key in before:
         if key not in free and before[key] != now[key]:
-            raise ValueError(
-                f"{key}: a resumed run keeps its settings ({before[key]!r} in {config.resume}), got {now[key]!r}"
-            )
+            titles = [str(one.classes) for one in (stored, config)]  # a whole list would be unreadable
+            old, new = titles if key == "classes" else (before[key], now[key])
+            raise ValueError(f"{key}: a resumed run keeps its settings ({old!r} in {config.resume}), got {new!r}")
     return config if config.stage == "all" else dataclasses.replace(config, resume=stored.resume)
