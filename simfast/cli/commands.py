@@ -85,7 +85,7 @@ class Evaluate:
 
     def run(self) -> int:
         from simfast.data.loader import evaluation_loader
-        from simfast.data.parts import open_part
+        from simfast.data.parts import held_out_name, open_part, warn_if_void
         from simfast.inference.evaluate import evaluate
         from simfast.report.scores import evaluation_report, evaluation_text
 
@@ -102,7 +102,8 @@ class Evaluate:
             restored.device,
             labelled_ids=held_out.class_ids,
         )
-        found = evaluation_report(scores, restored.weights, f"{config.target} {config.eval_split}", len(held_out))
+        found = evaluation_report(scores, restored.weights, held_out_name(config), len(held_out))
+        warn_if_void(found["scores"], held_out)
         _tell(found, evaluation_text(found), self.report)
         return 0
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simfast.config.classes import IGNORE, Classes
 from simfast.data.labels import LabelCoding
+from simfast.data.listing import files_by_name, nfc
 from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES, is_turned, picture_size, read_image
 
 
@@ -28,6 +29,7 @@ class Description:
         ids: sorted (id in label files, train id), where the user gives them.
         classes: title and hash of the class list that labels are read by; None: cityscapes, or none are read.
         label_files: where the user says the label maps are; None: beside the images.
+        image_files: name of the folder of images that stand for root and split, and of the one that it lies in.
     """
 
     data_set: str
@@ -40,17 +42,19 @@ class Description:
     ids: tuple[tuple[int, int], ...] | None = None
     classes: str | None = None
     label_files: str | None = None
+    image_files: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what came later and says nothing is left out, so that older parts keep their names."""
-        later = ("classes", "label_files")
+        later = ("classes", "label_files", "image_files")
         return {key: value for key, value in asdict(self).items() if key not in later or value is not None}
 
     def __str__(self) -> str:
         return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", word) for word in self._words())
 
     def _words(self) -> list[str]:
-        words = [self.data_set, self.folder, self.split, "{}x{}".format(*self.size), self.images, self.classes]
+        words = [self.data_set, self.folder, self.image_files, self.split, "{}x{}".format(*self.size)]
+        words += [self.images, self.classes]
         kind = "unlabelled" if not self.labelled else None if self.resize_labels else "full labels"
         return [word for word in (*words, kind) if word]
 
@@ -68,7 +72,7 @@ class SegmentationDataset:
     names the file.
 
     Attributes:
-        names: of the items: the image files' names without suffix.
+        names: of the items: the image files' names without suffix, and with the sub-folders that they lie in.
         images: files of the images.
         labels: files of the label maps; None where there are none or none may be used.
         size: width and height of what comes out, pixels.
@@ -79,6 +83,7 @@ class SegmentationDataset:
         resize_labels: False keeps labels at the size of their files, to be scored at.
         problems: what is missing, a sentence a file.
         description: what the data are; None once the labels have been replaced.
+        passed_over: what lay in the folders and is not read, a sentence a reason, with the number and an example.
     """
 
     names: Sequence[str]
@@ -91,6 +96,7 @@ class SegmentationDataset:
     resize_labels: bool = True
     problems: tuple[str, ...] = ()
     description: Description | None = None
+    passed_over: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -138,9 +144,8 @@ class SegmentationDataset:
         Raises:
             ValueError: a missing or empty folder, two images of one name. Names without an image are `problems`.
         """
-        found = files_by_stem(folder, IMAGE_SUFFIXES, "an image")
-        problems = (*self.problems, *_absent(self.names, found, folder, "an image"))
-        images = [found.get(name, folder / f"{name}.png") for name in self.names]
+        images, absent = _of_names(self.names, folder, IMAGE_SUFFIXES, "an image")
+        problems = (*self.problems, *absent)
         return replace(self, images=images, size_tolerance=None, problems=problems)
 
     def with_labels(self, folder: Path, resize_labels: bool = True) -> "SegmentationDataset":
@@ -149,9 +154,8 @@ class SegmentationDataset:
         Raises:
             ValueError: a missing or empty folder, two label maps of one name. Names without one are `problems`.
         """
-        found = files_by_stem(folder, LABEL_SUFFIXES, "a label map")
-        problems = (*self.problems, *_absent(self.names, found, folder, "a label map"))
-        labels = [found.get(name, folder / f"{name}.png") for name in self.names]
+        labels, absent = _of_names(self.names, folder, LABEL_SUFFIXES, "a label map")
+        problems = (*self.problems, *absent)
         train_ids = {i: i for i in (*range(len(self.classes)), IGNORE)}
         coding = LabelCoding(train_ids, {}, self.classes, published=True, present=self.class_ids)
         return replace(
@@ -178,27 +182,6 @@ def require_complete(dataset: SegmentationDataset) -> SegmentationDataset:
     return dataset
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Files of a folder by their name without suffix, sorted by it.
-
-    Raises:
-        ValueError: a missing or empty folder, two files of one name.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise ValueError(f"{path}: must be the only {path.stem} beside its suffix, got {files[path.stem].name} too")
-        files[path.stem] = path
-    if not files:
-        raise ValueError(f"{folder}: must hold {what} ({' '.join(suffixes)}), got none")
-    return files
-
-
 def _require_size(size: tuple[int, int], path: Path, image: Path, tolerance: float) -> None:
     """
     Raises:
@@ -217,9 +200,15 @@ def _require_size(size: tuple[int, int], path: Path, image: Path, tolerance: flo
         )
 
 
-def _absent(names: Sequence[str], found: Mapping[str, Path], folder: Path, what: str) -> list[str]:
-    return [
+def _of_names(
+    names: Sequence[str], folder: Path, suffixes: Sequence[str], what: str
+) -> tuple[list[Path], tuple[str, ...]]:
+    """A folder's file for each name, and a sentence for each that it lacks."""
+    found = files_by_name(folder, suffixes, what)
+    files = [found.get(nfc(name)) for name in names]
+    absent = tuple(
         f"{folder}: must hold {what} for each of {len(names)} names, got none for {name}"
-        for name in names
-        if name not in found
-    ]
+        for name, file in zip(names, files, strict=True)
+        if file is None
+    )
+    return [folder / f"{name}.png" if file is None else file for name, file in zip(names, files, strict=True)], absent
