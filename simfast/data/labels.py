@@ -14,9 +14,10 @@ _MOST_SHOWN = 3
 
 
 class _Reading(NamedTuple):
-    """One way to read a file: what each value that it holds stands for, as an id or as a colour."""
+    """One way to read a file: what each value that it holds is, and stands for."""
 
-    keys: list[int] | list[RGB | None]  # None: a value that is no colour
+    kind: Literal["ids", "colours"]
+    shown: list[int | RGB | str]  # for errors
     train_ids: list[int | None]  # None: not listed
 
     @property
@@ -95,10 +96,10 @@ class LabelCoding:
         return self._painted(self._by_ids(used.values), used)
 
     def _by_ids(self, ids: list[int]) -> _Reading:
-        return _Reading(ids, [IGNORE if i == -1 else self.ids.get(i) for i in ids])
+        return _Reading("ids", ids, [IGNORE if i == -1 else self.ids.get(i) for i in ids])
 
-    def _by_colours(self, colours: list[RGB | None]) -> _Reading:
-        return _Reading(colours, [self.colours.get(colour) for colour in colours])
+    def _by_colours(self, colours: list[RGB | None], shown: list[RGB | str]) -> _Reading:
+        return _Reading("colours", shown, [self.colours.get(colour) for colour in colours])
 
     def _fitting(self, *readings: _Reading) -> list[_Reading]:
         """Those that list all of a file; where others may be ignored and none does, those that list some of it."""
@@ -107,11 +108,17 @@ class LabelCoding:
 
     def _of_greys(self, colours: list[RGB | None], used: "_Used") -> _Reading:
         by_ids = self._by_ids(used.values)
-        return (*self._fitting(by_ids, self._by_colours(colours)), by_ids)[0]
+        return (*self._fitting(by_ids, self._by_colours(colours, colours)), by_ids)[0]
+
+    def _nearly(self, *readings: _Reading) -> _Reading:
+        """Of those that do not fit, the one that the error should tell of."""
+        return max(readings, key=lambda reading: (reading.listed, bool(getattr(self, reading.kind))))
 
     def _of_channels(self, pixels: LabelPixels, used: "_Used") -> _Reading:
-        by_colours = self._by_colours([pixels.colour(value) for value in used.values])
         channels = [pixels.channels(value) for value in used.values]
+        colours = [pixels.colour(value) for value in used.values]
+        shown = [colour or f"{deep} in 16 bits" for colour, deep in zip(colours, channels, strict=True)]
+        by_colours = self._by_colours(colours, shown)
         grey = all(red == green == blue for red, green, blue in channels)
         if not grey and any(green or blue for _, green, blue in channels):
             if not self.colours:
@@ -126,14 +133,12 @@ class LabelCoding:
             for place, (as_id, as_colour) in enumerate(zip(by_ids.train_ids, by_colours.train_ids, strict=True)):
                 if (IGNORE if as_id is None else as_id) != (IGNORE if as_colour is None else as_colour):
                     raise ValueError(
-                        f"{used.path}: a label map must not be both of ids and of colours, and by the class list "
-                        f"{self.classes} it could be: "
-                        f"{by_colours.keys[place]} {used.at(place)} is {self._name(as_colour)} as a colour and "
-                        f"{self._name(as_id)} as the id {by_ids.keys[place]}; give --classes FILE with ids alone or "
-                        "with colours alone, or save label maps of ids with one channel"
+                        f"{used.path}: a label map must be of ids or of colours, and this one could be either: "
+                        f"{shown[place]} {used.at(place)} is {self._name(as_colour)} as a colour and "
+                        f"{self._name(as_id)} as the id {channels[place][0]}; give --classes FILE with ids alone or "
+                        "with colours alone, or save ids with one channel"
                     )
-        # Of two that do not fit, the error tells of the one that nearly does.
-        return (*fitting, max(by_ids, by_colours, key=lambda reading: reading.listed))[0]
+        return fitting[0] if fitting else self._nearly(by_ids, by_colours)
 
     def _of_palette(self, palette: list[RGB], used: "_Used") -> _Reading:
         paints = [palette[value] if value < len(palette) else None for value in used.values]
@@ -143,8 +148,9 @@ class LabelCoding:
         if all(paint in (None, (value,) * 3) for value, paint in zip(used.values, paints, strict=True)):
             return self._of_greys(paints, used)
         own = bool(self.colours) and not self.classes.built_in
-        shown = {entry.colour: train for train, entry in enumerate(self.classes.entries)}
-        by_paints = self._by_colours(paints) if own else _Reading(paints, [shown.get(paint) for paint in paints])
+        displayed = {entry.colour: train for train, entry in enumerate(self.classes.entries)}
+        table = self.colours if own else displayed
+        by_paints = _Reading("colours", [paint or "no colour" for paint in paints], [table.get(p) for p in paints])
         if own and by_paints.full:
             return by_paints
         clash = _clash(by_ids, by_paints)
@@ -159,7 +165,7 @@ class LabelCoding:
                 f"{self._name(by_ids.train_ids[clash])}; if the colours are right, {_GIVE_COLOURS}; "
                 "if the indices are, save it without the palette"
             )
-        return max(by_ids, by_paints, key=lambda reading: reading.listed) if own else by_ids
+        return self._nearly(by_paints, by_ids) if own else by_ids
 
     def _painted(self, reading: _Reading, used: "_Used") -> np.ndarray:
         """The map of train ids.
@@ -170,9 +176,9 @@ class LabelCoding:
         if self.other == "ignore" or reading.full:
             return used.painted([IGNORE if train is None else train for train in reading.train_ids])
         places = sorted((i for i, train in enumerate(reading.train_ids) if train is None), key=lambda i: used.first[i])
-        got = ", ".join(f"{reading.keys[i]} {used.at(i)}" for i in places[:_MOST_SHOWN])
+        got = ", ".join(f"{reading.shown[i]} {used.at(i)}" for i in places[:_MOST_SHOWN])
         got += f" and {len(places) - _MOST_SHOWN} more" if len(places) > _MOST_SHOWN else ""
-        if isinstance(reading.keys[0], int):
+        if reading.kind == "ids":
             rule = f"label ids must be among {_ranges(self.ids) or 'those of the class list, which has none'}"
             remedy = "list them in a class file (--classes FILE), or map them with --source-ids or --target-ids FILE"
         else:
@@ -218,7 +224,7 @@ class _Used:
 def _clash(by_ids: _Reading, by_paints: _Reading) -> int | None:
     """The first value whose paint is that of another class than its id's; black is no paint for what has no class."""
     for place, (train, painted) in enumerate(zip(by_ids.train_ids, by_paints.train_ids, strict=True)):
-        bare = train == IGNORE and by_paints.keys[place] == (0, 0, 0)
+        bare = train == IGNORE and by_paints.shown[place] == (0, 0, 0)
         if train is not None and painted not in (None, IGNORE, train) and not bare:
             return place
     return None

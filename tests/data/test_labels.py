@@ -201,6 +201,21 @@ def test_a_colour_that_is_not_listed_is_named_with_its_pixel_and_the_remedy(form
     assert coding(colours=COLOURS, other="ignore").read(path).tolist() == [[0, 1, IGNORE]]
 
 
+def test_what_is_no_colour_of_8_bits_is_not_listed(tmp_path):
+    listed = coding(colours=[[1, 2, 3], *COLOURS[1:]])
+    write_png(tmp_path / "a.png", np.array([[[1, 2, 3], [300, 2, 3]]]), 16, RGB)
+    with pytest.raises(
+        ValueError, match=r"got \(1, 2, 3\) in 16 bits at \(x, y\) = \(0, 0\), \(300, 2, 3\) in 16 bits at"
+    ):
+        listed.read(tmp_path / "a.png")
+
+
+def test_an_index_beyond_the_palette_is_not_listed(tmp_path):
+    write_png(tmp_path / "a.png", np.array([[0, 9]]), 8, PALETTE, COLOURS)
+    with pytest.raises(ValueError, match=r"got no colour at \(x, y\) = \(1, 0\)"):
+        BY_COLOURS.read(tmp_path / "a.png")
+
+
 def test_many_that_are_not_listed_are_counted(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"got \(\d+, \d+, \d+\) at .* and 4\d\d\d more; ") as error:
@@ -250,8 +265,8 @@ def test_two_readings_that_differ_are_an_error_and_two_that_agree_are_none(tmp_p
     both = coding([0, 1, 2, 3], [[9, 9, 9], [0, 0, 0], [2, 2, 2], [255, 0, 0]])
     write_png(tmp_path / "a.png", stacked(*[np.zeros((3, 4))] * 3), 8, RGB)
     message = (
-        r"must not be both of ids and of colours, .* it could be: \(0, 0, 0\) at \(x, y\) = \(0, 0\) is 'car' as a colour "
-        "and 'house' as the id 0; give --classes FILE with ids alone or with colours alone"
+        r"a\.png: a label map must be of ids or of colours, and this one could be either: \(0, 0, 0\) at \(x, y\) = "
+        r"\(0, 0\) is 'car' as a colour and 'house' as the id 0; give --classes FILE with ids alone"
     )
     with pytest.raises(ValueError, match=message):
         both.read(tmp_path / "a.png")
