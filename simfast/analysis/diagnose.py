@@ -19,7 +19,7 @@ from simfast.config import Config
 from simfast.data import open_dataset
 from simfast.data.classes import CLASS_NAMES
 from simfast.data.loader import Batch, DomainLoader
-from simfast.data.parts import arguments_of, open_part
+from simfast.data.parts import arguments_of, open_part, open_source
 from simfast.data.transfer import transfer
 from simfast.inference.pseudo_labels import THRESHOLDS_FILE
 from simfast.models import checkpoint
@@ -213,7 +213,7 @@ def _batches(config: Config, path: Path, device: torch.device) -> Iterator[tuple
         folder = config.pseudo_labels or path.parent / "pseudo-labels"
         if not (folder / THRESHOLDS_FILE).exists():
             raise ValueError(f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}")
-    source, target, labelled = open_part(data, "source"), open_part(data, "target", folder), _labelled_target(config)
+    source, target, labelled = open_source(data), open_part(data, "target", folder), _labelled_target(config)
     loader = partial(
         DomainLoader,
         source,

@@ -29,7 +29,7 @@ class LabelFiles:
             images: the folder that the images' names begin at.
             root: the folder that relative patterns begin at and that rules leave alone; None: the one that `images`
                 lies in, or for rules the closest above under which all of them apply. A folder that holds the label
-                maps may also be relative to the working one.
+                maps may also be beside `images` (or in it, where it has another name), or in the working folder.
 
         Raises:
             ValueError: an unknown field, a rule of another form, or no such folder; names the option.
@@ -47,8 +47,10 @@ class LabelFiles:
         elif "{" in pattern or "}" in pattern:
             _check_fields(pattern)
         else:
-            self.folder = self.root / pattern if (self.root / pattern).is_dir() else Path(pattern)
-            rule = f'a folder in {self.root} or here, a pattern such as "{{dir}}/{{stem}}_L.png", or "A -> B"'
+            part = images.parent if images.name == "images" else images
+            folders = (part / pattern, self.root / pattern, Path(pattern))
+            self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+            rule = f'a folder in {part}, {self.root} or here, a pattern such as "{{dir}}/{{stem}}_L.png", or "A -> B"'
             require_folder(self.folder, f"; {OPTION} must be {rule}")
 
     def expected(self, image: Path, name: str) -> Path | None:

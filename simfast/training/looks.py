@@ -46,6 +46,7 @@ class Scoring:
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         self._config, self._held_out = config, open_part(config, "held-out")
+        self.passed_over = self._held_out.passed_over
         _require_images("eval_split", self._held_out)
         self._class_ids = scored_classes(config, labelled, self._held_out)
         self._loader = _share(self._held_out, config, device)
@@ -103,6 +104,7 @@ class Watching:
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         target = open_part(config, "photographs")
+        self.passed_over = target.passed_over
         _require_images("target", target)
         places = spread(len(target))
         self._config, self._loader = config, _share(target, config, device, places)

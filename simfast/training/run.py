@@ -243,9 +243,13 @@ def open_data(
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
-    sources = " + ".join(config.source)
-    name, size = (config.target, config.target_size) if labelled is target else (sources, config.source_size)
-    text = "{} labelled ({}, {}x{})".format(len(labelled), name, *size)
+    for sentence in dict.fromkeys((*labelled.passed_over, *target.passed_over, *looks.passed_over)):
+        log.info("%s", sentence)
+    what, size = (config.target, config.target_size) if labelled is target else (config.source[0], config.source_size)
+    if isinstance(labelled, Mixture):
+        sets = zip(labelled.datasets, config.sources, strict=True)
+        what = "; ".join(f"{len(data)} of {source.root or source.name}, share {source.share}" for data, source in sets)
+    text = "{} labelled ({}, {}x{})".format(len(labelled), what, *size)
     if seen is not None:
         text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)
     log.info("data: %s, %s", text, looks.about)
