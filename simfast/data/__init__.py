@@ -44,17 +44,17 @@ def open_dataset(
 ) -> SegmentationDataset | CachedDataset:
     """A part of a data set.
 
-    A "folder" is ROOT/SPLIT/{images,labels} or a list of images, ROOT/SPLIT with .txt, .lst or .csv at its end (or in
-    the working folder); the split "train" may also be ROOT/{images,labels}. Where there is no folder `images`, the
-    pictures lie in ROOT/SPLIT or ROOT itself, and have labels only if label_files says where. Sub-folders belong to it:
-    the name of an item is the path of its image without suffix. A line of a list is "image" or "image label", relative
-    to ROOT or to the list, in double quotes where there are spaces in it.
+    A "folder" is ROOT/SPLIT/{images,labels}, for the split "train" also ROOT/{images,labels}. Where there is no folder
+    `images`, its pictures lie in ROOT/SPLIT or ROOT itself, and have labels only if label_files says where. Sub-folders
+    belong to it: the name of an item is the path of its image, without suffix. A split that ends in .txt, .lst or .csv
+    is a list in ROOT or the working folder, with lines "image" or "image label", relative to ROOT or to the list, in
+    double quotes where a path has spaces.
 
-    Its label_files are a folder, in which they have the images' names; or a pattern, "{dir}/{stem}_L.png", with the
-    image's own {dir} and {stem}, its {name} under the folder of images, that one's {parent}, and {root}; or rules
-    "A -> B" with commas between, which replace text in the image's path under ROOT one after the other. Only a folder's
-    name, or where nothing of the pattern's name is there, any suffix of label maps will do. Images and labels may lie
-    in one folder: the label map of another image is no image, nor is a picture to which no rule applies.
+    Its label_files are one of three. A folder in ROOT/SPLIT, ROOT or the working folder, with the images' names. A
+    pattern as "{dir}/{stem}_L.png", relative to ROOT, with the image's own {dir} and {stem}, its {name} and that one's
+    {parent}, and {root}. Rules "A -> B", with commas between, which one after the other replace text in the image's path
+    under ROOT. Where no file has the very name, one with another suffix will do. Images and labels may lie in one
+    folder: the label map of another image is no image, nor is a picture to which no rule applies.
 
     Args:
         name: "streets" (embedded; splits source, train, test), "camvid" (ROOT/{train,val,test}/{images,labels}),

@@ -15,10 +15,7 @@ from torch import Tensor
 from simfast.config.classes import IGNORE, Classes
 from simfast.data.labels import LabelCoding
 from simfast.data.listing import files_by_name, nfc
-from simfast.data.pictures import picture_size, read_picture
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-LABEL_SUFFIXES = (".png", ".bmp")  # label ids do not survive a lossy format
+from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES, is_turned, picture_size, read_image
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,8 @@ class SegmentationDataset:
         size: width and height of what comes out, pixels.
         coding: what the label maps hold.
         read_label: file -> uint8 [H, W] of train ids at the file's size; None: `coding.read`.
-        same_size: whether a label map must have its image's size.
+        size_tolerance: share of a side by which a label map may differ from its upright image; None: it may be of any
+            size.
         resize_labels: False keeps labels at the size of their files, to be scored at.
         problems: what is missing, a sentence a file.
         description: what the data are; None once the labels have been replaced.
@@ -94,7 +92,7 @@ class SegmentationDataset:
     size: tuple[int, int]
     coding: LabelCoding
     read_label: Callable[[Path], np.ndarray] | None = None
-    same_size: bool = True
+    size_tolerance: float | None = 0.0
     resize_labels: bool = True
     problems: tuple[str, ...] = ()
     description: Description | None = None
@@ -108,7 +106,7 @@ class SegmentationDataset:
 
     def image(self, i: int) -> Tensor:
         """The image of item i alone."""
-        picture = read_picture(self.images[i]).convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
+        picture = read_image(self.images[i]).resize(self.size, Image.Resampling.BICUBIC)
         return torch.from_numpy(np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)))
 
     def label(self, i: int) -> Tensor:
@@ -118,10 +116,8 @@ class SegmentationDataset:
         path = self.labels[i]
         label = (self.read_label or self.coding.read)(path)  # before resizing, which may lose the id that is wrong
         height, width = label.shape
-        if self.same_size and (size := picture_size(self.images[i])) != (width, height):
-            raise ValueError(
-                f"{path}: a label map must have its image's size {size[0]}x{size[1]}, got {width}x{height}"
-            )
+        if self.size_tolerance is not None:
+            _require_size((width, height), path, self.images[i], self.size_tolerance)
         if self.resize_labels:
             label = np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
         return torch.from_numpy(label)
@@ -150,7 +146,7 @@ class SegmentationDataset:
         """
         images, absent = _of_names(self.names, folder, IMAGE_SUFFIXES, "an image")
         problems = (*self.problems, *absent)
-        return replace(self, images=images, same_size=False, problems=problems)
+        return replace(self, images=images, size_tolerance=None, problems=problems)
 
     def with_labels(self, folder: Path, resize_labels: bool = True) -> "SegmentationDataset":
         """The same with 8-bit label maps of train ids under the images' names, of any size (pseudo labels).
@@ -167,7 +163,7 @@ class SegmentationDataset:
             labels=labels,
             coding=coding,
             read_label=None,
-            same_size=False,
+            size_tolerance=None,
             resize_labels=resize_labels,
             problems=problems,
             description=None,
@@ -184,6 +180,24 @@ def require_complete(dataset: SegmentationDataset) -> SegmentationDataset:
         more = f" (missing in all: {len(dataset.problems)})" if len(dataset.problems) > 1 else ""
         raise ValueError(dataset.problems[0] + more)
     return dataset
+
+
+def _require_size(size: tuple[int, int], path: Path, image: Path, tolerance: float) -> None:
+    """
+    Raises:
+        ValueError: a label map of another size than its image, or turned; names both sizes.
+    """
+    wanted = picture_size(image)
+    turned = size != wanted and size == wanted[::-1]
+    if turned or any(abs(a - b) > tolerance * b for a, b in zip(size, wanted, strict=True)):
+        but = f" (within {100 * tolerance:g} % a side)" if tolerance else ""
+        why = ""
+        if turned:
+            stored = "its EXIF tag turns the image, and the label map must be turned as the image is seen"
+            why = f"; {stored if is_turned(image) else 'it is turned by 90 degrees'}"
+        raise ValueError(
+            f"{path}: a label map must have its image's size {wanted[0]}x{wanted[1]}{but}, got {size[0]}x{size[1]}{why}"
+        )
 
 
 def _of_names(

@@ -1,17 +1,18 @@
 """Images and label maps in folders: as published sets have them, and as people do."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from simfast.data.dataset import IMAGE_SUFFIXES, LABEL_SUFFIXES, SegmentationDataset
+from simfast.data.dataset import SegmentationDataset
 from simfast.data.label_files import OPTION, LabelFiles, pair_up, require_own
 from simfast.data.labels import LabelCoding
 from simfast.data.list_files import LIST_SUFFIXES, read_list
-from simfast.data.listing import Folders, by_name, find_files, places, require_folder, sentences
+from simfast.data.listing import Folders, by_name, find_files, name_of, places, require_folder, sentences
+from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES
 
 log = logging.getLogger("simfast")
 
@@ -27,18 +28,18 @@ def open_pairs(
     size: tuple[int, int],
     coding: LabelCoding,
     resize_labels: bool = True,
-    same_size: bool = True,
+    size_tolerance: float | None = 0.0,
     read_label: Callable[[Path], np.ndarray] | None = None,
 ) -> SegmentationDataset:
     """Images of a folder with the label maps of the same name (without suffix) of another one, in the order of names.
 
     Args:
-        images: folder of pictures; its sub-folders are left alone.
-        labels: folder of label maps, or None where there are none or none may be used.
+        images: folder of pictures (.png .jpg .jpeg .bmp .webp .tif .tiff .npy); its sub-folders are left alone.
+        labels: folder of label maps (.png .bmp .tif .tiff .npy), or None where there are none or none may be used.
         size: width and height of what comes out, pixels.
         coding: what the label maps hold.
         resize_labels: False keeps labels at the size of their files, to be scored at.
-        same_size: whether a label map must have its image's size.
+        size_tolerance: as `SegmentationDataset`'s.
         read_label: file -> train ids, in place of `coding.read`.
 
     Raises:
@@ -46,15 +47,22 @@ def open_pairs(
             data set's `problems`.
     """
     pictures, passed_over = find_files(images, IMAGE_SUFFIXES, nested=False)
-    names, said = by_name(images, pictures, "an image", IMAGE_SUFFIXES), sentences(images, passed_over)
-    files, problems = None, ()
+    names = by_name(images, pictures, "an image", IMAGE_SUFFIXES)
+    files, problems, said = None, (), sentences(images, passed_over)
     if labels is not None:
-        label_files = LabelFiles(labels, images)
-        pairs = {image: label_files.find(image) for image in pictures}
-        said += _unused(labels, pairs, nested=False)
-        files, problems = _labels(pairs, label_files)
+        files, problems, unused = _of_same_names(names, labels, nested=False)
+        said += unused
     return SegmentationDataset(
-        list(names), pictures, files, size, coding, read_label, same_size, resize_labels, problems, passed_over=said
+        list(names),
+        list(pictures),
+        files,
+        size,
+        coding,
+        read_label,
+        size_tolerance,
+        resize_labels,
+        problems,
+        passed_over=said,
     )
 
 
@@ -78,24 +86,23 @@ def open_folder(
     if image_files is None and Path(split).suffix.lower() in LIST_SUFFIXES and not (root / split).is_dir():
         return _open_list(root, split, label_files, labelled, made)
     images, default, said = _place(root, split, image_files, labelled and label_files is None)
-    if label_files is not None:
-        files = LabelFiles(label_files, images, root)
-    else:
-        files = LabelFiles(default, images) if labelled else None
+    files = None if label_files is None else LabelFiles(label_files, images, root)
     pictures, passed_over = find_files(images, IMAGE_SUFFIXES, leave=partial(_leave, images, root, files))
-    pairs: dict[Path, Path | None] = dict.fromkeys(pictures)
+    pairs: dict[Path, Path | None] = {}
     if files is not None:
         pairs, no_images = pair_up(pictures, files)
         passed_over |= no_images
-    said = (*said, *sentences(images, passed_over))
-    names = by_name(images, pairs, "an image", IMAGE_SUFFIXES)
-    if not labelled:
-        return made(list(names), list(pairs), None, passed_over=said)
-    if files.folder is not None:
-        said += _unused(files.folder, pairs, hint=f"; {OPTION} says where label maps are")
-    require_own(pairs, f"{OPTION}: {files.pattern!r}")
-    labels, problems = _labels(pairs, files, f"; {OPTION} says where label maps are")
-    return made(list(names), list(pairs), labels, problems=problems, passed_over=said)
+        pictures = {image: pictures[image] for image in pairs}
+    names = by_name(images, pictures, "an image", IMAGE_SUFFIXES)
+    labels, problems, unused, said = None, (), (), said + sentences(images, passed_over)
+    if labelled and files is None:
+        labels, problems, unused = _of_same_names(names, default, hint=f"; {OPTION} says where label maps are")
+    elif labelled:
+        require_own(pairs, f"{OPTION}: {files.pattern!r}")
+        labels = [label or files.expected(image, pictures[image]) for image, label in pairs.items()]
+        problems = _missing(names, [*pairs.values()], labels, f"; {OPTION} is {files.pattern!r}")
+        unused = _unused(files.folder, pairs) if files.folder else ()
+    return made(list(names), list(pictures), labels, problems=problems, passed_over=said + unused)
 
 
 def _place(
@@ -140,7 +147,8 @@ def _open_list(
     first = rows[0].image
     base = root if folders.find(root / first) or not folders.find(path.parent / first) else path.parent
     files = LabelFiles(LISTED_LABELS if label_files is None else label_files, base, base)
-    images, labels = {}, []
+    images: dict[str, Path] = {}
+    labels: list[Path] = []
     for row in rows:
         where = f"{path}:{row.number}"
         if Path(row.image).suffix.lower() not in IMAGE_SUFFIXES:
@@ -148,46 +156,58 @@ def _open_list(
         image = folders.find(base / row.image)
         if image is None:
             problems.append(f"{where}: must name an image in {base}, got {row.image}, and nothing is there")
-        images[base / row.image] = image or base / row.image
+        images[name_of(row.image)] = image or base / row.image
         if not labelled:
             continue
         own = row.label is not None and label_files is None
         if own and Path(row.label).suffix.lower() not in LABEL_SUFFIXES:
             raise ValueError(f"{where}: must name a label map ({' '.join(LABEL_SUFFIXES)}), got {row.label}")
-        expected = base / row.label if own else files.expected(base / row.image)
-        label = folders.find(expected) if own else files.find(base / row.image)
+        expected = base / row.label if own else files.expected(base / row.image, name_of(row.image))
+        label = folders.find(expected) if own else files.find(base / row.image, name_of(row.image))
         if label is None and image is not None:
             came = f"no {expected}" if expected else "none in the list"
             problems.append(f"{where}: {row.image} must have a label map, got {came}; {OPTION} says where they are")
         labels.append(label or expected or base / "labels" / f"{row.image}.png")
-    names = by_name(base, images, "an image", IMAGE_SUFFIXES)
     if labelled:
         require_own(dict(zip(images.values(), labels, strict=True)), str(path))
-    return made(list(names), list(images.values()), labels if labelled else None, problems=tuple(problems))
+    return made(list(images), list(images.values()), labels if labelled else None, problems=tuple(problems))
 
 
-def _labels(pairs: Mapping[Path, Path | None], files: LabelFiles, hint: str = "") -> tuple[list[Path], tuple[str, ...]]:
-    """The label map of each image, there or not, and a sentence for each that is not."""
-    other = " ".join(LABEL_SUFFIXES)
-    problems = (
-        f"{image}: must have a label map, got no {files.expected(image)} ({other}){hint}"
-        for image, label in pairs.items()
-        if label is None
-    )
-    return [label or files.expected(image) for image, label in pairs.items()], tuple(problems)
-
-
-def _unused(labels: Path, pairs: Mapping[Path, Path | None], nested: bool = True, hint: str = "") -> tuple[str, ...]:
-    """What is passed over in a folder of label maps.
+def _of_same_names(
+    images: Mapping[str, Path], labels: Path, nested: bool = True, hint: str = ""
+) -> tuple[list[Path], tuple[str, ...], tuple[str, ...]]:
+    """The label map that each image has in a folder, or should have; a sentence for each that is not there; and what is
+    passed over.
 
     Raises:
         ValueError: a missing or empty folder, two label maps of one name.
     """
     require_folder(labels, hint)
     found, passed_over = find_files(labels, LABEL_SUFFIXES, nested=nested)
-    by_name(labels, found, "a label map", LABEL_SUFFIXES)
+    named = by_name(labels, found, "a label map", LABEL_SUFFIXES)
+    files = [named.get(name) for name in images]
+    expected = [file or labels / f"{name}.png" for name, file in zip(images, files, strict=True)]
+    if unused := [file for name, file in named.items() if name not in images]:
+        passed_over["label maps without an image"] = unused
+    return expected, _missing(images, files, expected, hint), sentences(labels, passed_over)
+
+
+def _missing(
+    images: Mapping[str, Path], found: Sequence[Path | None], expected: Sequence[Path], hint: str
+) -> tuple[str, ...]:
+    suffixes = " ".join(LABEL_SUFFIXES)
+    return tuple(
+        f"{image}: must have a label map, got no {path} ({suffixes}){hint}"
+        for image, file, path in zip(images.values(), found, expected, strict=True)
+        if file is None
+    )
+
+
+def _unused(labels: Path, pairs: Mapping[Path, Path | None]) -> tuple[str, ...]:
+    """What is passed over in a folder of label maps, in which there may be images too."""
+    found, passed_over = find_files(labels, LABEL_SUFFIXES)
+    passed_over["label maps without an image"] = list(found)
     known = {*places(pairs), *places(label for label in pairs.values() if label)}
-    passed_over["label maps without an image"] = found
     for what, files in passed_over.items():
         passed_over[what] = [file for file, place in zip(files, places(files), strict=True) if place not in known]
     return sentences(labels, {what: files for what, files in passed_over.items() if files})

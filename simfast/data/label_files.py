@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from simfast.data.dataset import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from simfast.data.listing import Folders, PassedOver, name_of, nfc, places
+from simfast.data.listing import Folders, PassedOver, nfc, places, require_folder
+from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES
 
 OPTION = "label_files (--source-labels, --target-labels, --eval-labels)"
 FIELDS = ("dir", "stem", "name", "parent", "root")
@@ -18,22 +18,23 @@ class LabelFiles:
     """The label maps of images; `simfast.data.open_dataset` says what patterns there are.
 
     Attributes:
+        pattern: as it was given.
         folder: the folder that they lie in under the images' names; None where a pattern or rules say the place.
     """
 
-    def __init__(self, pattern: str | Path, images: Path, root: Path | None = None):
+    def __init__(self, pattern: str, images: Path, root: Path | None):
         """
         Args:
-            pattern: a folder (a Path is always one), a pattern with braces, or rules "A -> B".
+            pattern: a folder, a pattern with braces, or rules "A -> B".
             images: the folder that the images' names begin at.
             root: the folder that relative patterns begin at and that rules leave alone; None: the one that `images`
                 lies in, or for rules the closest above under which all of them apply. A folder that holds the label
-                maps may also be relative to the working one.
+                maps may also be beside `images` (or in it, where it has another name), or in the working folder.
 
         Raises:
-            ValueError: an unknown field, or a rule of another form; names the option.
+            ValueError: an unknown field, a rule of another form, or no such folder; names the option.
         """
-        self.pattern, self.images, self.root = str(pattern), images, images.parent if root is None else root
+        self.pattern, self.root = pattern, images.parent if root is None else root
         self.folder: Path | None = None
         self._rules: list[tuple[str, str]] = []
         self._bases = [(self.root, any)]
@@ -41,27 +42,28 @@ class LabelFiles:
             above = Path(os.path.abspath(self.root))
             self._bases = [*((base, all) for base in (self.root, *above.parents)), *self._bases]
         self._folders, self._listed = Folders(), cache(_label_maps)
-        if isinstance(pattern, Path):
-            self.folder = pattern
-        elif ARROW in pattern:
+        if ARROW in pattern:
             self._rules = [_rule(rule, pattern) for rule in pattern.split(",")]
         elif "{" in pattern or "}" in pattern:
             _check_fields(pattern)
         else:
-            self.folder = self.root / pattern if (self.root / pattern).is_dir() else Path(pattern)
+            part = images.parent if images.name == "images" else images
+            folders = (part / pattern, self.root / pattern, Path(pattern))
+            self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+            rule = f'a folder in {part}, {self.root} or here, a pattern such as "{{dir}}/{{stem}}_L.png", or "A -> B"'
+            require_folder(self.folder, f"; {OPTION} must be {rule}")
 
-    def expected(self, image: Path) -> Path | None:
+    def expected(self, image: Path, name: str) -> Path | None:
         """Where the label map of an image has to be, if perhaps with another suffix; None where no rule applies."""
-        inner = image.relative_to(self.images)
         if self.folder is not None:
-            return self.folder / f"{name_of(inner)}.png"
+            return self.folder / f"{name}.png"
         if self._rules:
             return next(filter(None, (self._replaced(image, base, enough) for base, enough in self._bases)), None)
-        fields = {"dir": image.parent, "name": inner.with_suffix(""), "parent": inner.parent, "root": self.root}
-        fields = {key: os.path.abspath(path) if key in ("dir", "root") else path for key, path in fields.items()}
-        path = self.pattern.format(stem=image.stem, **{key: Path(field).as_posix() for key, field in fields.items()})
+        folders = {"dir": image.parent, "root": self.root}
+        fields = {key: Path(os.path.abspath(path)).as_posix() for key, path in folders.items()}
+        fields |= {"stem": image.stem, "name": name, "parent": name.rpartition("/")[0] or "."}
         # Without "..", which would go up from where a link leads to.
-        return Path(os.path.normpath(self.root / path))
+        return Path(os.path.normpath(self.root / self.pattern.format(**fields)))
 
     def _replaced(self, image: Path, base: Path, enough: Callable[[Iterable[bool]], bool]) -> Path | None:
         """By the rules, which leave `base` alone; None where not enough of them apply."""
@@ -71,13 +73,13 @@ class LabelFiles:
             path = path.replace(old, new)
         return Path(os.path.normpath(base / path)) if enough(applies) else None
 
-    def find(self, image: Path) -> Path | None:
+    def find(self, image: Path, name: str) -> Path | None:
         """The label map of an image, or None where there is none.
 
         Raises:
             ValueError: two that differ in their suffix, where no pattern says which.
         """
-        path = self.expected(image)
+        path = self.expected(image, name)
         folder = None if path is None else self._folders.find(path.parent)
         if folder is None or not folder.is_dir():
             return None
@@ -90,28 +92,31 @@ class LabelFiles:
         return found[0] if found else None
 
 
-def pair_up(images: Iterable[Path], labels: LabelFiles) -> tuple[dict[Path, Path | None], PassedOver]:
-    """Images with their label maps, None where there is none; and what is no image, by the reason.
+def pair_up(images: Mapping[Path, str], labels: LabelFiles) -> tuple[dict[Path, Path | None], PassedOver]:
+    """Images with their label maps, None where there is none; and what is no image, by what it is.
 
     The label map of another image is no image; nor is, where there are rules, a picture to which none applies.
+
+    Args:
+        images: file -> name.
 
     Raises:
         ValueError: no rule applies to any; names the option.
     """
-    found = {image: labels.find(image) for image in images}
+    found = {image: labels.find(image, name) for image, name in images.items()}
     own = dict(zip(found, places(found), strict=True))
     labelled = [image for image, label in found.items() if label]
     theirs = zip(labelled, places(found[image] for image in labelled), strict=True)
     taken = {there for image, there in theirs if there != own[image]}
     pairs, passed_over = {}, {}
     for image, label in found.items():
-        reason = None
+        what = None
         if own[image] in taken:
-            reason = "label maps of other pictures"
-        elif labels.expected(image) is None:
-            reason = f"pictures to which {labels.pattern!r} does not apply"
-        if reason:
-            passed_over.setdefault(reason, []).append(image)
+            what = "label maps of other pictures"
+        elif labels.expected(image, images[image]) is None:
+            what = f"pictures to which {labels.pattern!r} does not apply"
+        if what:
+            passed_over.setdefault(what, []).append(image)
         else:
             pairs[image] = label
     if found and not pairs:

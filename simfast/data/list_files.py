@@ -1,7 +1,7 @@
 """List files: which images, and perhaps which label maps, are a part of a data set."""
 
 import csv
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from simfast.data.listing import inside, name_of
@@ -41,8 +41,8 @@ def read_list(path: Path) -> list[Row]:
         if len(fields) > 2:
             rule = 'must be "image" or "image label" (a path with spaces in double quotes)'
             raise ValueError(f"{path}:{number}: {rule}, got {line.strip()!r}")
-        image, label = (*(inside(field, f"{path}:{number}") for field in fields), None)[:2]
-        name = name_of(PurePosixPath(image))
+        image, label = (*(Path(inside(field, f"{path}:{number}")).as_posix() for field in fields), None)[:2]
+        name = name_of(image)
         if name in seen:
             rule = "must name an image that stands in no other line (beside its suffix)"
             raise ValueError(f"{path}:{number}: {rule}, got {image} as in line {seen[name]}")

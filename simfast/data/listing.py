@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 PassedOver = dict[str, list[Path]]
 """Files by what they are, a plural, that they were passed over for: "hidden files"."""
@@ -18,9 +18,9 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def name_of(file: Path | PurePosixPath) -> str:
-    """The name of a file whose path is relative to its folder."""
-    return nfc(file.with_suffix("").as_posix())
+def name_of(file: str) -> str:
+    """The name of a file whose path is relative to its folder, with "/"."""
+    return nfc(file.rpartition(".")[0] or file)
 
 
 class Folders:
@@ -65,12 +65,12 @@ def require_folder(folder: Path, hint: str = "") -> None:
 
 def find_files(
     folder: Path,
-    suffixes: Sequence[str],
+    suffixes: tuple[str, ...],
     *,
     nested: bool = True,
     leave: Callable[[Path], str | None] = lambda folder: None,
-) -> tuple[list[Path], PassedOver]:
-    """Files of a folder that have one of these suffixes, sorted by their names; and what was passed over, by reason.
+) -> tuple[dict[Path, str], PassedOver]:
+    """Files of a folder that have one of these suffixes, each with its name, sorted by it; and what was passed over.
 
     Links are followed, to folders too, but each folder is read once, those that are no links first: one that is met
     again is passed over. So a loop of links ends.
@@ -79,60 +79,58 @@ def find_files(
         folder: where to look.
         suffixes: in lower case, with the dot; a file's own may be in capitals.
         nested: whether to look into sub-folders.
-        leave: sub-folder -> the reason to pass it over, or None.
+        leave: sub-folder -> what it is that it is passed over for, or None.
 
     Raises:
         ValueError: a missing folder, or one that cannot be read.
     """
     require_folder(folder)
-    found, passed_over = [], {}
-    seen, folders, links = set(), [folder], []
+    found, passed_over = {}, {}
+    seen, folders, links = set(), [(folder, "")], []
     while folders or links:
-        here = folders.pop() if folders else links.pop(0)
+        here, prefix = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(here)
         if real in seen:
             passed_over.setdefault("links to folders met before", []).append(here)
             continue
         seen.add(real)
         for entry in _entries(here):
-            path, reason = here / entry.name, None
+            path, what = here / entry.name, None
             if entry.name.startswith("."):
-                reason = "hidden files or folders"
+                what = "hidden files or folders"
             elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
                 if not nested:
                     continue
-                reason = leave(path)
-                if reason is None:
-                    (links if entry.is_symlink() else folders).append(path)
-            elif path.suffix.lower() in suffixes:
-                found.append(path)
+                what = leave(path)
+                if what is None:
+                    (links if entry.is_symlink() else folders).append((path, f"{prefix}{entry.name}/"))
+            elif entry.name.lower().endswith(suffixes):
+                found[path] = name_of(prefix + entry.name)
             else:
-                reason = f"files of other suffixes than {' '.join(suffixes)}"
-            if reason:
-                passed_over.setdefault(reason, []).append(path)
-    found.sort(key=lambda path: (name_of(path.relative_to(folder)), nfc(path.as_posix())))
-    return found, passed_over
+                what = f"files of other suffixes than {' '.join(suffixes)}"
+            if what:
+                passed_over.setdefault(what, []).append(path)
+    return dict(sorted(found.items(), key=lambda item: (item[1], nfc(item[0].name)))), passed_over
 
 
-def by_name(folder: Path, files: Iterable[Path], what: str, suffixes: Sequence[str]) -> dict[str, Path]:
+def by_name(folder: Path, files: Mapping[Path, str], what: str, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files of a folder by their names, in the order given.
 
     Raises:
         ValueError: none, or two of one name.
     """
-    named: dict[str, Path] = {}
-    for path in files:
-        name = name_of(path.relative_to(folder))
-        if name in named:
-            other = named[name].relative_to(folder).as_posix()
-            raise ValueError(f"{path}: must be the only {name} beside its suffix, got {other} too")
-        named[name] = path
-    if not named:
+    if not files:
         raise ValueError(f"{folder}: must hold {what} ({' '.join(suffixes)}), got none")
+    named: dict[str, Path] = {}
+    for path, name in files.items():
+        other = named.setdefault(name, path)
+        if other != path:
+            came = other.relative_to(folder).as_posix()
+            raise ValueError(f"{path}: must be the only {name} beside its suffix, got {came} too")
     return named
 
 
-def files_by_name(folder: Path, suffixes: Sequence[str], what: str) -> dict[str, Path]:
+def files_by_name(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
     """Files of a folder and its sub-folders by name, sorted; errors as of `find_files` and `by_name`."""
     return by_name(folder, find_files(folder, suffixes)[0], what, suffixes)
 

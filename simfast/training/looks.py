@@ -55,6 +55,7 @@ class Scoring:
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         self._config, self._held_out = config, open_part(config, "held-out")
+        self.passed_over = self._held_out.passed_over
         _require_images("eval_split", self._held_out)
         self._trained_ids = labelled.class_ids
         self._class_ids = scored_classes(config, labelled, self._held_out)
@@ -103,12 +104,18 @@ class Scoring:
         """What a result says beside its rows."""
         return {}
 
+    @property
+    def scored(self) -> Dataset | None:
+        """What is scored on."""
+        return self._held_out
+
 
 class Watching:
     """Signals on a sample of the target's training images; arguments and the rest as `Scoring`."""
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         target = open_part(config, "photographs")
+        self.passed_over = target.passed_over
         _require_images("target", target)
         places = spread(len(target))
         self._config, self._loader = config, _share(target, config, device, places)
@@ -143,6 +150,11 @@ class Watching:
         return {"signals": self._found | {"label_shares": self._label_shares}}
 
     @property
+    @property
+    def scored(self) -> Dataset | None:
+        """What is scored on: nothing."""
+        return None
+
     def _label_shares(self) -> dict[str, float]:
         return dict(zip(self._config.classes.names, self._shares, strict=True))
 

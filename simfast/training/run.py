@@ -28,6 +28,7 @@ from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
+from simfast.training.first_look import first_look
 from simfast.training.folder import RunFolder, run_folder
 from simfast.training.looks import Scoring, Watching, is_better, score_text
 from simfast.training.optimizers import poly
@@ -225,18 +226,25 @@ def open_data(
     config: Config, device: torch.device, position: int, pseudo_labels: Path | None
 ) -> tuple[DomainLoader, Dataset | Mixture, Scoring | Watching]:
     """Training batches from a position on, this process's share of them; what is trained on with labels; and what the
-    run is looked at by. target-only trains on the target's labels as source-only does on the source's."""
+    run is looked at by. target-only trains on the target's labels as source-only does on the source's. At position 0
+    all of it is checked by a sample."""
     target = open_part(config, "target", pseudo_labels)
     labelled = target if config.method == "target-only" else open_source(config)
     looks = (Scoring if config.scored else Watching)(config, labelled, device)
     seen = target if config.uses_target or config.transfer != "none" else None
+    if position == 0:
+        distributed.on_lead(first_look, config, labelled, seen, looks.scored, pseudo_labels is not None)
     share = {"rank": distributed.rank(), "ranks": distributed.size()}
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
-    sources = " + ".join(config.source)
-    name, size = (config.target, config.target_size) if labelled is target else (sources, config.source_size)
-    text = "{} labelled ({}, {}x{})".format(len(labelled), name, *size)
+    for sentence in dict.fromkeys((*labelled.passed_over, *target.passed_over, *looks.passed_over)):
+        log.info("%s", sentence)
+    what, size = (config.target, config.target_size) if labelled is target else (config.source[0], config.source_size)
+    if isinstance(labelled, Mixture):
+        sets = zip(labelled.datasets, config.sources, strict=True)
+        what = "; ".join(f"{len(data)} of {source.root or source.name}, share {source.share}" for data, source in sets)
+    text = "{} labelled ({}, {}x{})".format(len(labelled), what, *size)
     if seen is not None:
         text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)
     log.info("data: %s, %s", text, looks.about)

@@ -161,6 +161,9 @@ def test_two_files_that_differ_in_composition_alone_are_one_name(tmp_path):
     [
         ("gt", "images/a/1.jpg", "gt/a/1.bmp"),
         ("labels", "a/1.jpg", "labels/a/1.png"),
+        ("gt", "train/images/a/1.jpg", "train/gt/a/1.png"),
+        ("gt", "train/a/1.jpg", "train/gt/a/1.png"),
+        ("gt", "train/images/a/1.jpg", "gt/a/1.png"),
         ("{dir}/{stem}_L.png", "a/1.jpg", "a/1_L.png"),
         ("{dir}/{stem}_L.png", "images/a/1.png", "images/a/1_L.png"),
         ("{dir}/{stem}.png", "a/1.jpg", "a/1.png"),
