@@ -13,6 +13,7 @@ from simfast.config.classes import CITYSCAPES
 from simfast.report.figures import save_curve
 from simfast.report.metrics import read_metrics
 from simfast.report.panels import save_comparison
+from simfast.report.signals import TITLES
 from simfast.runtime.files import write_text
 
 # mIoU on Cityscapes val, %: Tables 1-6, over 19 classes (GTA5) and 13 (SYNTHIA).
@@ -25,6 +26,8 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
     ("synthia", "resnet101"): dict(zip(GROUPS["modules"], _SYNTHIA, strict=True)),
     ("gta5", "vgg16"): {"aa+it+sim+ssl": 42.4},
 }
+# Of runs without labels to score on, what stands in the table.
+SIGNALS = {name: TITLES[name] for name in ("confidence", "mirror", "share_distance")}
 
 
 def write_tables(runs: list[Run], out: Path) -> None:
@@ -36,16 +39,19 @@ def write_tables(runs: list[Run], out: Path) -> None:
     begun = {name: read_metrics(path) for name, path in curves.items() if path.exists()}
     if begun:
         save_curve(out / "curves.png", begun)
-    panels = {run.row: run.panel for run in reversed(runs) if run.result.exists() and run.panel.exists()}
+    scored = runs[0].config.scored  # a row of the other kind has pictures of other images
+    done = [run for run in reversed(runs) if run.result.exists() and run.panel.exists() and run.config.scored == scored]
+    panels = {run.row: run.panel for run in done}
     if panels:
-        save_comparison(out / "panel.png", dict(reversed(panels.items())))
+        save_comparison(out / "panel.png", dict(reversed(panels.items())), truth=scored)
 
 
 def summarise(runs: list[Run]) -> list[dict[str, Any]]:
     """One dictionary a row, figures in percent over its seeds: mean and spread (sample deviation) of last and best
-    mIoU, and of last mIoU on the part to choose on where those are of another part (`report_split`); IoU of each class
-    at the last step; the gap closed, (row - source-only) / (target-only - source-only), of last mIoU where both are
-    there; and the paper's figure where it has one for these data sets and this network."""
+    mIoU, and of last mIoU on the part to choose on where those are of another part (`report_split`); of the last
+    signals where there are no labels to score on; IoU of each class at the last step; the gap closed, (row -
+    source-only) / (target-only - source-only), of last mIoU where both are there; and the paper's figure where it has
+    one for these data sets and this network."""
     found_of = {run: json.loads(run.result.read_text()) for run in runs if run.result.exists()}
     results = {run: _scores(result) for run, result in found_of.items()}
     rows = []
@@ -58,6 +64,9 @@ def summarise(runs: list[Run]) -> list[dict[str, Any]]:
             row[which], row[f"{which}_spread"] = _mean_and_spread(result[which]["miou"] for result in found)
         chosen = [found_of[run]["last"]["miou"] for run in own if "report" in found_of.get(run, {})]
         row["chosen_on"], row["chosen_on_spread"] = _mean_and_spread(chosen)
+        for which in SIGNALS:
+            values = [found_of[run]["last"].get(which) for run in own if run in found_of]
+            row[which], row[f"{which}_spread"] = _mean_and_spread(values)
         names = [key for key in (found[0]["last"] if found else {}) if key.startswith("iou/")]
         row["classes"] = {
             key.removeprefix("iou/"): _mean_and_spread(result["last"][key] for result in found)[0] for key in names
@@ -97,6 +106,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     if any(row["chosen_on"] is not None for row in rows):
         headers.insert(6, "last, on the part to choose on")
         figures.append("chosen_on")
+    for which, title in SIGNALS.items():
+        if any(row[which] is not None for row in rows):
+            headers.insert(4 + len(figures), f"{title}, %")
+            figures.append(which)
     body = [
         [
             *(row["row"], row["trained"], row["recipe"], len(row["seeds"])),

@@ -18,7 +18,7 @@ from simfast.analysis.region_statistics import RegionTally
 from simfast.config import Config
 from simfast.data import open_dataset
 from simfast.data.loader import Batch, DomainLoader
-from simfast.data.parts import arguments_of, open_part
+from simfast.data.parts import arguments_of, open_part, open_source
 from simfast.data.transfer import transfer
 from simfast.inference.pseudo_labels import require_labels
 from simfast.models import checkpoint
@@ -214,7 +214,7 @@ def _batches(config: Config, path: Path, device: torch.device) -> Iterator[tuple
     if config.stage == 2:
         folder = config.pseudo_labels or path.parent / "pseudo-labels"
         require_labels(folder, config.classes.names)
-    source, target, labelled = open_part(data, "source"), open_part(data, "target", folder), _labelled_target(config)
+    source, target, labelled = open_source(data), open_part(data, "target", folder), _labelled_target(config)
     loader = partial(
         DomainLoader,
         source,

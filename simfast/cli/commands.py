@@ -87,7 +87,7 @@ class Evaluate:
 
     def run(self) -> int:
         from simfast.data.loader import evaluation_loader
-        from simfast.data.parts import open_part
+        from simfast.data.parts import held_out_name, open_part, warn_if_void
         from simfast.inference.evaluate import evaluate
         from simfast.report.scores import evaluation_report, evaluation_text
 
@@ -105,8 +105,9 @@ class Evaluate:
             labelled_ids=held_out.class_ids,
             sets=restored.classes.sets,
         )
-        data = f"{config.target} {config.eval_split}"
-        found = evaluation_report(scores, restored.classes, restored.weights, data, len(held_out))
+        name = held_out_name(config)
+        found = evaluation_report(scores, restored.classes, restored.weights, name, len(held_out))
+        warn_if_void(found["scores"], held_out)
         _tell(found, evaluation_text(found, restored.classes), self.report)
         return 0
 

@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from simfast.config.classes import CITYSCAPES, Classes
 from simfast.data.cache import CachedDataset, open_cached
@@ -43,11 +44,22 @@ def open_dataset(
 ) -> SegmentationDataset | CachedDataset:
     """A part of a data set.
 
+    A "folder" is ROOT/SPLIT/{images,labels}, for the split "train" also ROOT/{images,labels}. Where there is no folder
+    `images`, its pictures lie in ROOT/SPLIT or ROOT itself, and have labels only if label_files says where. Sub-folders
+    belong to it: the name of an item is the path of its image, without suffix. A split that ends in .txt, .lst or .csv
+    is a list in ROOT or the working folder, with lines "image" or "image label", relative to ROOT or to the list, in
+    double quotes where a path has spaces.
+
+    Its label_files are one of three. A folder in ROOT/SPLIT, ROOT or the working folder, with the images' names. A
+    pattern as "{dir}/{stem}_L.png", relative to ROOT, with the image's own {dir} and {stem}, its {name} and that one's
+    {parent}, and {root}. Rules "A -> B", with commas between, that one after the other replace text in the image's path
+    under ROOT. Where no file has the very name, one with another suffix will do. Images and labels may lie in one
+    folder: the label map of another image is no image, nor is a picture to which no rule applies.
+
     Args:
         name: "streets" (embedded; splits source, train, test), "camvid" (ROOT/{train,val,test}/{images,labels}),
             "gta5" (ROOT/{images,labels}; split train), "synthia" (ROOT/RGB and ROOT/GT/LABELS or decoded labels; split
-            train), "cityscapes" (ROOT/{leftImg8bit,gtFine}/{train,val,test}), or "folder" (ROOT/SPLIT/{images,labels};
-            for the split "train" also ROOT/{images,labels}).
+            train), "cityscapes" (ROOT/{leftImg8bit,gtFine}/{train,val,test}), or "folder" (see below).
         root: the data set's folder; None for streets. With a cache, it need not be there.
         split: which part.
         size: width and height of images, pixels.
@@ -59,7 +71,7 @@ def open_dataset(
         images: folder of images to take instead of the set's own, under the same names (transferred source images).
         labels: folder of 8-bit label maps of train ids to take instead, under the images' names (pseudo labels).
         image_files: for "folder", a folder of images in place of a root and a split.
-        label_files: for "folder", where the label maps are: a folder, a pattern, or a replacement in the images' paths.
+        label_files: for "folder", where the label maps are (see below); without it, in `labels` beside `images`.
         cache: folder that `simfast.data.prepare.prepare` wrote this part into; what comes out is the same. Replaced
             labels are read from their files all the same.
         complete: False lets images without a label map, or names without a replacement, pass as `problems`.
@@ -79,13 +91,16 @@ def open_dataset(
         raise ValueError(f"root: streets is embedded and takes none, got {root}")
     if labels is not None and not labelled:
         raise ValueError(f"labels: must not be given where labels are not to be read, got {labels}")
-    root, images, labels, cache = (path if path is None else Path(path) for path in (root, images, labels, cache))
+    if image_files is not None and root is not None:
+        raise ValueError(f"image_files: stands for root and split, got {image_files} and {root}")
+    paths = (root, images, labels, image_files, cache)
+    root, images, labels, image_files, cache = (path if path is None else Path(path) for path in paths)
     own_labels = labelled and labels is None
     table = None if ids is None else read_ids(ids, classes)
     coding = coding_of(name, classes, table)
     description = Description(
         name,
-        split,
+        "" if image_files else _portable(split),
         tuple(size),
         own_labels,
         resize_labels or not own_labels,
@@ -93,15 +108,19 @@ def open_dataset(
         images=_last_name(images) if images else None,
         ids=None if table is None else tuple(sorted(table.items())),
         classes=None if classes == CITYSCAPES or not own_labels else _in_words(classes),
+        label_files=_portable(label_files) if label_files else None,
+        image_files="/".join(Path(os.path.abspath(image_files)).parts[-2:]) if image_files else None,
     )
-    if root is None and (name == "folder" or (name != "streets" and cache is None)):
+    if root is None and image_files is None and (name == "folder" or (name != "streets" and cache is None)):
         raise ValueError(f"root: {name} needs the folder that it is in (--source-root, --target-root), got none")
-    there = (name == "streets" or (root is not None and root.is_dir())) and (images is None or images.is_dir())
+    own = image_files or root
+    there = (name == "streets" or (own is not None and own.is_dir())) and (images is None or images.is_dir())
     dataset = None
-    if cache is not None and not there and root is not None:
-        log.warning("%s: not all there, so %s %s is read from %s alone", images or root, name, split, cache)
+    if cache is not None and not there and own is not None:
+        log.warning("%s: not all there, so %s %s is read from %s alone", images or own, name, split, cache)
     if there or cache is None:
-        dataset = _open_files(description, root, images, resize_labels, coding)
+        folder = {"split": split, "label_files": label_files, "image_files": image_files}
+        dataset = _open_files(description, root, images, resize_labels, coding, folder)
         if complete:
             require_complete(dataset)
     if cache is not None:
@@ -112,7 +131,12 @@ def open_dataset(
 
 
 def _open_files(
-    description: Description, root: Path | None, images: Path | None, resize_labels: bool, coding: LabelCoding
+    description: Description,
+    root: Path | None,
+    images: Path | None,
+    resize_labels: bool,
+    coding: LabelCoding,
+    folder: dict[str, Any],
 ) -> SegmentationDataset:
     name, split, size = description.data_set, description.split, description.size
     options = {"labelled": description.labelled, "resize_labels": resize_labels}
@@ -130,7 +154,7 @@ def _open_files(
     elif name == "synthia":
         dataset = open_synthia(root, split, size, coding, **options, **replaced)
     else:
-        dataset = open_folder(root, split, size, coding, **options)
+        dataset = open_folder(root, size=size, coding=coding, **folder, **options)
     dataset = replace(dataset, description=description)
     return dataset if images is None else dataset.with_images(images)
 
@@ -139,6 +163,11 @@ def _in_words(classes: Classes) -> str:
     """Changes with all that the list says."""
     digest = hashlib.blake2b(json.dumps(classes.stored()).encode(), digest_size=4)
     return f"{classes.title} {digest.hexdigest()}"
+
+
+def _portable(given: str) -> str:
+    """What may be a path, without what is another one on another machine."""
+    return Path(given).name if Path(given).is_absolute() else given
 
 
 def _last_name(path: Path) -> str:

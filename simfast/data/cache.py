@@ -17,6 +17,7 @@ from torch import Tensor
 from simfast.config.classes import Classes
 from simfast.data.dataset import Description, SegmentationDataset
 from simfast.data.labels import LabelCoding
+from simfast.data.listing import nfc
 from simfast.data.processes import spread
 
 FORMAT = 1
@@ -28,7 +29,7 @@ class CachedDataset:
     Attributes:
         part: the folder of the part.
         index: its index.json.
-        problems: as `SegmentationDataset`'s.
+        problems, passed_over: as `SegmentationDataset`'s.
     """
 
     def __init__(self, part: Path, index: dict[str, Any], labelled: bool, coding: LabelCoding):
@@ -47,6 +48,7 @@ class CachedDataset:
         self.class_ids = tuple(index["class_ids"])
         self.size = tuple(index["description"]["size"])
         self.problems: tuple[str, ...] = ()
+        self.passed_over: tuple[str, ...] = ()
         self._labelled, self._replaced = labelled, None
         self._maps: dict[str, np.ndarray] = {}
         for shard in index["shards"]:
@@ -97,7 +99,7 @@ class CachedDataset:
         unlabelled = SegmentationDataset(self.names, (), None, self.size, self.coding)
         other = CachedDataset(self.part, self.index, False, self.coding)
         other._replaced = unlabelled.with_labels(folder, resize_labels)
-        other.problems = other._replaced.problems
+        other.problems, other.passed_over = other._replaced.problems, self.passed_over
         return other
 
     def _map(self, file: str) -> np.ndarray:
@@ -138,7 +140,10 @@ def open_cached(
     index = read_index(part)
     if files is not None:
         require_same_files(part, index, files)
-    return CachedDataset(part, index, description.labelled, coding)
+    dataset = CachedDataset(part, index, description.labelled, coding)
+    if files is not None:
+        dataset.passed_over = files.passed_over
+    return dataset
 
 
 def part_name(description: Description) -> str:
@@ -184,11 +189,13 @@ def require_same_files(part: Path, index: dict[str, Any], files: SegmentationDat
         ValueError: the part was made from files of other names or lengths; names the first.
     """
     where, remedy = files.read_from["images"], f"delete {part} and run `simfast prepare` again, or use another cache"
-    if list(files.names) != index["names"]:
-        missing = sorted(set(index["names"]) ^ set(files.names))
+    prepared = index["names"]  # as older versions wrote them, composed in any way
+    if [nfc(name) for name in files.names] != [nfc(name) for name in prepared]:
+        differing = sorted({nfc(name) for name in prepared} ^ {nfc(name) for name in files.names})
+        came = f"only in one of them: {differing[0]} ..." if differing else "in another order"
         raise ValueError(
-            f"{part}: must be made from the files in {where}, got {len(index['names'])} names prepared and "
-            f"{len(files)} there (only in one of them: {missing[0]} ...); {remedy}"
+            f"{part}: must be made from the files in {where}, got {len(prepared)} names prepared and "
+            f"{len(files)} there ({came}); {remedy}"
         )
     for number, shard in enumerate(index["shards"]):
         first = number * index["shard_items"]
@@ -196,7 +203,7 @@ def require_same_files(part: Path, index: dict[str, Any], files: SegmentationDat
             if paths is None or shard[kind] is None:
                 continue
             here = slice(first, first + index["shard_items"])
-            if fingerprint(files.names[here], paths[here]) != shard[kind]["made_from"]:
+            if fingerprint(prepared[here], paths[here]) != shard[kind]["made_from"]:
                 raise ValueError(
                     f"{part}: must be made from the files in {files.read_from[kind]}, got other lengths of the {kind} "
                     f"from {files.names[first]} on; {remedy}"

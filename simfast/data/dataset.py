@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from simfast.config.classes import IGNORE, Classes
 from simfast.data.labels import LabelCoding
-from simfast.data.pictures import picture_size, read_picture
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-LABEL_SUFFIXES = (".png", ".bmp")  # label ids do not survive a lossy format
+from simfast.data.listing import files_by_name, nfc
+from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES, is_turned, picture_size, read_image
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class Description:
         ids: sorted (id in label files, train id), where the user gives them.
         classes: title and hash of the class list that labels are read by; None: cityscapes, or none are read.
         label_files: where the user says the label maps are; None: beside the images.
+        image_files: name of the folder of images that stand for root and split, and of the one that it lies in.
     """
 
     data_set: str
@@ -43,17 +42,19 @@ class Description:
     ids: tuple[tuple[int, int], ...] | None = None
     classes: str | None = None
     label_files: str | None = None
+    image_files: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what came later and says nothing is left out, so that older parts keep their names."""
-        later = ("classes", "label_files")
+        later = ("classes", "label_files", "image_files")
         return {key: value for key, value in asdict(self).items() if key not in later or value is not None}
 
     def __str__(self) -> str:
         return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", word) for word in self._words())
 
     def _words(self) -> list[str]:
-        words = [self.data_set, self.folder, self.split, "{}x{}".format(*self.size), self.images, self.classes]
+        words = [self.data_set, self.folder, self.image_files, self.split, "{}x{}".format(*self.size)]
+        words += [self.images, self.classes]
         kind = "unlabelled" if not self.labelled else None if self.resize_labels else "full labels"
         return [word for word in (*words, kind) if word]
 
@@ -71,16 +72,18 @@ class SegmentationDataset:
     names the file.
 
     Attributes:
-        names: of the items: the image files' names without suffix.
+        names: of the items: the image files' names without suffix, and with the sub-folders that they lie in.
         images: files of the images.
         labels: files of the label maps; None where there are none or none may be used.
         size: width and height of what comes out, pixels.
         coding: what the label maps hold.
         read_label: file -> uint8 [H, W] of train ids at the file's size; None: `coding.read`.
-        same_size: whether a label map must have its image's size.
+        size_tolerance: share of a side by which a label map may differ from its upright image; None: it may be of any
+            size.
         resize_labels: False keeps labels at the size of their files, to be scored at.
         problems: what is missing, a sentence a file.
         description: what the data are; None once the labels have been replaced.
+        passed_over: what lay in the folders and is not read, a sentence a reason, with the number and an example.
     """
 
     names: Sequence[str]
@@ -89,10 +92,11 @@ class SegmentationDataset:
     size: tuple[int, int]
     coding: LabelCoding
     read_label: Callable[[Path], np.ndarray] | None = None
-    same_size: bool = True
+    size_tolerance: float | None = 0.0
     resize_labels: bool = True
     problems: tuple[str, ...] = ()
     description: Description | None = None
+    passed_over: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,7 +106,7 @@ class SegmentationDataset:
 
     def image(self, i: int) -> Tensor:
         """The image of item i alone."""
-        picture = read_picture(self.images[i]).convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
+        picture = read_image(self.images[i]).resize(self.size, Image.Resampling.BICUBIC)
         return torch.from_numpy(np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)))
 
     def label(self, i: int) -> Tensor:
@@ -112,10 +116,8 @@ class SegmentationDataset:
         path = self.labels[i]
         label = (self.read_label or self.coding.read)(path)  # before resizing, which may lose the id that is wrong
         height, width = label.shape
-        if self.same_size and (size := picture_size(self.images[i])) != (width, height):
-            raise ValueError(
-                f"{path}: a label map must have its image's size {size[0]}x{size[1]}, got {width}x{height}"
-            )
+        if self.size_tolerance is not None:
+            _require_size((width, height), path, self.images[i], self.size_tolerance)
         if self.resize_labels:
             label = np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
         return torch.from_numpy(label)
@@ -142,10 +144,9 @@ class SegmentationDataset:
         Raises:
             ValueError: a missing or empty folder, two images of one name. Names without an image are `problems`.
         """
-        found = files_by_stem(folder, IMAGE_SUFFIXES, "an image")
-        problems = (*self.problems, *_absent(self.names, found, folder, "an image"))
-        images = [found.get(name, folder / f"{name}.png") for name in self.names]
-        return replace(self, images=images, same_size=False, problems=problems)
+        images, absent = _of_names(self.names, folder, IMAGE_SUFFIXES, "an image")
+        problems = (*self.problems, *absent)
+        return replace(self, images=images, size_tolerance=None, problems=problems)
 
     def with_labels(self, folder: Path, resize_labels: bool = True) -> "SegmentationDataset":
         """The same with 8-bit label maps of train ids under the images' names, of any size (pseudo labels).
@@ -153,9 +154,8 @@ class SegmentationDataset:
         Raises:
             ValueError: a missing or empty folder, two label maps of one name. Names without one are `problems`.
         """
-        found = files_by_stem(folder, LABEL_SUFFIXES, "a label map")
-        problems = (*self.problems, *_absent(self.names, found, folder, "a label map"))
-        labels = [found.get(name, folder / f"{name}.png") for name in self.names]
+        labels, absent = _of_names(self.names, folder, LABEL_SUFFIXES, "a label map")
+        problems = (*self.problems, *absent)
         train_ids = {i: i for i in (*range(len(self.classes)), IGNORE)}
         coding = LabelCoding(train_ids, {}, self.classes, published=True, present=self.class_ids)
         return replace(
@@ -163,7 +163,7 @@ class SegmentationDataset:
             labels=labels,
             coding=coding,
             read_label=None,
-            same_size=False,
+            size_tolerance=None,
             resize_labels=resize_labels,
             problems=problems,
             description=None,
@@ -182,30 +182,33 @@ def require_complete(dataset: SegmentationDataset) -> SegmentationDataset:
     return dataset
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Files of a folder by their name without suffix, sorted by it.
-
-    Raises:
-        ValueError: a missing or empty folder, two files of one name.
+def _require_size(size: tuple[int, int], path: Path, image: Path, tolerance: float) -> None:
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise ValueError(f"{path}: must be the only {path.stem} beside its suffix, got {files[path.stem].name} too")
-        files[path.stem] = path
-    if not files:
-        raise ValueError(f"{folder}: must hold {what} ({' '.join(suffixes)}), got none")
-    return files
+    Raises:
+        ValueError: a label map of another size than its image, or turned; names both sizes.
+    """
+    wanted = picture_size(image)
+    turned = size != wanted and size == wanted[::-1]
+    if turned or any(abs(a - b) > tolerance * b for a, b in zip(size, wanted, strict=True)):
+        but = f" (within {100 * tolerance:g} % a side)" if tolerance else ""
+        why = ""
+        if turned:
+            stored = "its EXIF tag turns the image, and the label map must be turned as the image is seen"
+            why = f"; {stored if is_turned(image) else 'it is turned by 90 degrees'}"
+        raise ValueError(
+            f"{path}: a label map must have its image's size {wanted[0]}x{wanted[1]}{but}, got {size[0]}x{size[1]}{why}"
+        )
 
 
-def _absent(names: Sequence[str], found: Mapping[str, Path], folder: Path, what: str) -> list[str]:
-    return [
+def _of_names(
+    names: Sequence[str], folder: Path, suffixes: Sequence[str], what: str
+) -> tuple[list[Path], tuple[str, ...]]:
+    """A folder's file for each name, and a sentence for each that it lacks."""
+    found = files_by_name(folder, suffixes, what)
+    files = [found.get(nfc(name)) for name in names]
+    absent = tuple(
         f"{folder}: must hold {what} for each of {len(names)} names, got none for {name}"
-        for name in names
-        if name not in found
-    ]
+        for name, file in zip(names, files, strict=True)
+        if file is None
+    )
+    return [folder / f"{name}.png" if file is None else file for name, file in zip(names, files, strict=True)], absent

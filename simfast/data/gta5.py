@@ -7,6 +7,7 @@ from simfast.data.folder import names_folder, open_pairs, warn_if_incomplete
 from simfast.data.labels import LabelCoding
 
 NUM_IMAGES = 24_966
+SIZE_TOLERANCE = 0.02
 
 
 def open_gta5(
@@ -27,13 +28,13 @@ def open_gta5(
     if split != "train":
         raise ValueError(f"gta5: split must be train, got {split!r}")
     images, labels = root / "images", root / "labels"
-    # Some images of the release have another size than their labels, and the released code resizes each by itself.
+    # Some labels of the release differ from their images by a few pixels; the released code resizes each by itself.
     dataset = open_pairs(
         names_folder(images, labels, images_replaced),
         labels if labelled else None,
         size,
         coding,
         resize_labels,
-        same_size=False,
+        size_tolerance=SIZE_TOLERANCE,
     )
     return warn_if_incomplete(dataset, f"{root}: gta5", NUM_IMAGES)

@@ -1,7 +1,6 @@
 """Batches of both domains for ever, each a pure function of (seed, position); and a data set in order, to be scored."""
 
 import atexit
-import hashlib
 import itertools
 import signal
 import weakref
@@ -9,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simfast.data.cache import CachedDataset
-from simfast.data.dataset import SegmentationDataset
+from simfast.data.order import Dataset, Mixture, draw, sample
 
-Dataset = SegmentationDataset | CachedDataset
 CPU = torch.device("cpu")
 # Batches that each process or thread reads ahead.
 READ_AHEAD = 2
@@ -44,13 +42,14 @@ class DomainLoader:
 
     Each domain walks through permutations of its own, one an epoch, drawn from (seed, domain, epoch); a batch may span
     two epochs. Sample number k of a domain is mirrored, with its label, by a coin drawn from (seed, domain, k). So a
-    resumed run sees what a straight one does, with any number of workers. One iteration at a time.
+    resumed run sees what a straight one does, with any number of workers. One iteration at a time. Where the source is
+    several data sets, `Mixture` says which of them sample k is of.
 
     Of several ranks, each gets its share: batch p of all ranks, one after the other, is batch p of a single loader with
     ranks * batch_size images.
 
     Args:
-        source: labelled data set.
+        source: labelled data set, or several mixed by share.
         target: data set, or None; its labels are used where it has any.
         batch_size: images of each domain in a batch.
         seed: any integer.
@@ -66,7 +65,7 @@ class DomainLoader:
 
     def __init__(
         self,
-        source: Dataset,
+        source: Dataset | Mixture,
         target: Dataset | None,
         batch_size: int,
         seed: int,
@@ -88,11 +87,6 @@ class DomainLoader:
         self._batches = _Batches(source, target, batch_size, seed, flip, rank, ranks)
         self._workers, self._device = workers, device
 
-    @property
-    def class_ids(self) -> tuple[int, ...]:
-        """Train ids that the labels trained on can have."""
-        return tuple(self._batches.source.class_ids)
-
     def __iter__(self) -> Iterator[Batch]:
         read = _read(self._batches, itertools.count(self.position), self._workers, self._device.type == "cuda")
         for batch in on_device(read, self._device):
@@ -103,7 +97,9 @@ class DomainLoader:
 class EvaluationLoader:
     """Batches in order: (images uint8 [B, 3, H, W], labels, a list of uint8 [H', W'] at their own sizes, names)."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, workers: int, items: range, device: torch.device = CPU):
+    def __init__(
+        self, dataset: Dataset, batch_size: int, workers: int, items: Sequence[int], device: torch.device = CPU
+    ):
         self._groups = _Groups(dataset, batch_size, items)
         self._workers, self._device = workers, device
 
@@ -115,15 +111,23 @@ class EvaluationLoader:
 
 
 def evaluation_loader(
-    dataset: Dataset, batch_size: int, workers: int, device: torch.device = CPU, rank: int = 0, ranks: int = 1
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    device: torch.device = CPU,
+    rank: int = 0,
+    ranks: int = 1,
+    items: Sequence[int] | None = None,
 ) -> EvaluationLoader:
-    """A data set in order, each image once; the last batch may be smaller. Arguments and errors as `DomainLoader`'s.
+    """A data set in order, each image once, or those of some places; the last batch may be smaller. Arguments and
+    errors as `DomainLoader`'s.
 
     Batches stay on the host, in pinned memory where `device`, to which they are to be copied, is a GPU. Of several
     ranks, each gets a share of images that follow one another; the first image is rank 0's.
     """
-    first, last = (len(dataset) * r // ranks for r in (rank, rank + 1))
-    return EvaluationLoader(dataset, batch_size, workers, range(first, last), device)
+    items = range(len(dataset)) if items is None else items
+    first, last = (len(items) * r // ranks for r in (rank, rank + 1))
+    return EvaluationLoader(dataset, batch_size, workers, items[first:last], device)
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -157,12 +161,20 @@ class _Batches:
     """Batch number p, read where it is asked for."""
 
     def __init__(
-        self, source: Dataset, target: Dataset | None, batch_size: int, seed: int, flip: bool, rank: int, ranks: int
+        self,
+        source: Dataset | Mixture,
+        target: Dataset | None,
+        batch_size: int,
+        seed: int,
+        flip: bool,
+        rank: int,
+        ranks: int,
     ):
         self.source, self.target, self.batch_size, self.seed, self.flip = source, target, batch_size, seed, flip
         self.rank, self.ranks = rank, ranks
         self.pinned = False
-        self.cached = all(isinstance(x, CachedDataset | None) for x in (source, target))
+        sources = source.datasets if isinstance(source, Mixture) else (source,)
+        self.cached = all(isinstance(x, CachedDataset | None) for x in (*sources, target))
 
     def __getitem__(self, p: int) -> Batch | ValueError:
         try:
@@ -173,15 +185,14 @@ class _Batches:
         except ValueError as error:
             return error
 
-    def _read(self, domain: str, dataset: Dataset, p: int) -> tuple[Tensor, Tensor | None]:
+    def _read(self, domain: str, data: Dataset | Mixture, p: int) -> tuple[Tensor, Tensor | None]:
         first = (p * self.ranks + self.rank) * self.batch_size
         images, labels, mirrored = [], [], []
         for k in range(first, first + self.batch_size):
-            epoch, place = divmod(k, len(dataset))
-            image, label, _ = dataset[_permutation(len(dataset), self.seed, domain, epoch)[place]]
+            image, label, _ = sample(data, self.seed, domain, k)
             images.append(image.numpy())
             labels.append(label.numpy())
-            mirrored.append(self.flip and _draw(self.seed, domain, "flip", k) % 2 == 1)
+            mirrored.append(self.flip and draw(self.seed, domain, "flip", k) % 2 == 1)
         labelled = labels[0].size > 0
         return _stack(images, mirrored, self.pinned), _stack(labels, mirrored, self.pinned) if labelled else None
 
@@ -189,7 +200,7 @@ class _Batches:
 class _Groups:
     """Group number i of consecutive items of a data set."""
 
-    def __init__(self, dataset: Dataset, size: int, items: range):
+    def __init__(self, dataset: Dataset, size: int, items: Sequence[int]):
         self.dataset, self.size, self.items = dataset, size, items
         self.pinned = False
         self.cached = isinstance(dataset, CachedDataset)
@@ -303,14 +314,3 @@ def _leave_signals_to_the_trainer(_worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer saves, then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _draw(*key) -> int:
-    """A number in [0, 2**63) that depends on the key alone, and evenly so."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
-
-
-@lru_cache(maxsize=4)  # two domains, and the seam between two epochs
-def _permutation(num: int, seed: int, domain: str, epoch: int) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(_draw(seed, domain, "epoch", epoch))
-    return tuple(torch.randperm(num, generator=generator).tolist())

@@ -1,11 +1,14 @@
 """The parts of the data that a run's settings name: source and target to train on, and what is held out."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from simfast.config import Config
 from simfast.data import open_dataset
-from simfast.data.dataset import SegmentationDataset
+from simfast.data.order import Dataset, Mixture
+
+log = logging.getLogger("simfast")
 
 
 def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
@@ -42,10 +45,13 @@ def _arguments(config: Config, part: str) -> dict[str, Any]:
         "classes": config.classes,
         "label_files": config.target_labels,
     }
-    if part == "target":
-        own_labels = config.method == "target-only"
+    if part in ("target", "photographs"):
+        own_labels = config.method == "target-only" and part == "target"
         ids = config.target_ids if own_labels else None
         return target | {"split": config.target_split, "labelled": own_labels, "ids": ids}
+    if part == "held-out" and not config.scored:
+        rule = "must name a labelled part of the target to score on, or --eval-images and --eval-labels a set apart"
+        raise ValueError(f"eval_split: {rule}, got {config.eval_split!r}")
     apart = {"image_files": config.eval_images, "label_files": config.eval_labels}
     if part == "held-out" and apart["image_files"] is not None:
         target |= {"name": "folder", "root": None} | apart
@@ -53,15 +59,34 @@ def _arguments(config: Config, part: str) -> dict[str, Any]:
     return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 
 
-def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> SegmentationDataset:
+def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> Dataset:
     """A part of `arguments_of`; the target with pseudo labels where their folder is given."""
     arguments = _arguments(config, part)
     if pseudo_labels is not None:
         arguments |= {"labelled": True, "labels": pseudo_labels}
-    return open_dataset(**arguments, cache=config.cache)
+    try:
+        return open_dataset(**arguments, cache=config.cache)
+    except ValueError as error:
+        if part != "held-out" or config.eval_images is not None or not (config.target_root or Path("?")).is_dir():
+            raise
+        remedy = "--eval-split none where nothing of it is labelled, --eval-images and --eval-labels for a set apart"
+        raise ValueError(f"{error}; the target is evaluated on its {config.eval_split!r} (give {remedy})") from error
 
 
-def scored_classes(config: Config, labelled: SegmentationDataset, held_out: SegmentationDataset) -> list[int]:
+def held_out_name(config: Config) -> str:
+    """The held-out part, as a reader knows it."""
+    if config.eval_images is None:
+        return f"{config.target} {config.eval_split}"
+    return str(config.eval_images)
+
+
+def open_source(config: Config) -> Dataset | Mixture:
+    """The labelled data that the settings name, mixed by share where it is several data sets."""
+    datasets = [open_part(config, part) for part in source_parts(config)]
+    return Mixture(datasets, [source.share for source in config.sources]) if len(datasets) > 1 else datasets[0]
+
+
+def scored_classes(config: Config, labelled: Dataset | Mixture, held_out: Dataset) -> list[int]:
     """The classes whose mean IoU decides which checkpoint is best.
 
     Args:
@@ -85,3 +110,14 @@ def scored_classes(config: Config, labelled: SegmentationDataset, held_out: Segm
             f"source and target: must label a class in common, got {labelled.class_ids}, {held_out.class_ids}"
         )
     return class_ids
+
+
+def warn_if_void(row: dict[str, Any], scored: Dataset) -> None:
+    """Logs a warning that names the folder of the labels where they left nothing to score.
+
+    Args:
+        row: of metrics, from scoring on `scored`.
+    """
+    if row["pixel_accuracy"] is None:  # it is over the labelled pixels
+        where, rule = scored.read_from.get("labels"), "every pixel of all %d label maps is don't care (255)"
+        log.warning(f"%s: {rule}, so there is no score", where, len(scored))

@@ -9,6 +9,7 @@ import numpy as np
 from simfast.data.dataset import SegmentationDataset
 from simfast.data.folder import names_folder, open_pairs, warn_if_incomplete
 from simfast.data.labels import LabelCoding
+from simfast.data.pictures import read_deep
 
 NUM_IMAGES = 9_400
 NATIVE = "GT/LABELS"
@@ -57,23 +58,14 @@ def open_synthia(
 def read_native_label(path: Path, coding: LabelCoding) -> np.ndarray:
     """Train ids, uint8 [H, W], of a label as released: a 16-bit PNG, class in the first channel, instance in the next.
 
-    Pillow reads such a file as 8-bit colours, of which it keeps the upper halves: zeros. So OpenCV reads it.
-
     Raises:
         ValueError: an unreadable file, another kind of picture, an id that the coding does not name.
     """
-    import cv2  # here: all else does without it
-
-    try:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error) as error:
-        raise ValueError(f"{path}: must be a readable picture, got {type(error).__name__}: {error}") from error
-    if pixels is None:
-        raise ValueError(f"{path}: must be a readable picture, got a truncated or broken one")
+    pixels = read_deep(path)
     if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 3:
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
         raise ValueError(
             f"{path}: a label of SYNTHIA must be a PNG of three 16-bit channels, as released, got {channels} of "
             f"{8 * pixels.itemsize} bits (converted by a program that cannot read it, it has lost its classes)"
         )
-    return coding.remap(pixels[..., 2], path)  # OpenCV's order is blue, green, red
+    return coding.remap(pixels[..., 0], path)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from simfast.config.classes import Classes
 from simfast.data.classes import palette
-from simfast.data.dataset import IMAGE_SUFFIXES
+from simfast.data.pictures import IMAGE_SUFFIXES, read_image
 from simfast.inference.evaluate import full_size_labels
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
@@ -25,7 +25,6 @@ from simfast.runtime.files import write_text
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff")
 SMALLEST_SIDE = 32
 KINDS = ("labels", "colour", "overlay")
 LIST_FILE = "classes.yaml"
@@ -88,8 +87,8 @@ def predict(
 
     Raises:
         ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two
-            inputs with one output, an output that is an input, a size under 32, a class without the id asked for;
-            later: logits that are not finite, or not of these classes.
+            inputs with one output, an output that is an input, a size under 32, a class without the id asked for, a
+            classes.yaml of another origin; later: logits that are not finite, or of another number of classes.
         OSError: an output cannot be written.
     """
     if size is not None and min(size) < SMALLEST_SIDE:
@@ -102,9 +101,9 @@ def predict(
 
     def read(path: Path) -> tuple[Path, Image.Image, Image.Image] | Skipped:
         try:
-            photo = _read_photo(path)
-        except Exception as error:  # Pillow's decoders raise whatever they meet
-            return Skipped(path, f"{type(error).__name__}: {error}")
+            photo = read_image(path)
+        except ValueError as error:
+            return Skipped(path, str(error).removeprefix(f"{path}: "))
         return path, photo, photo.resize(size or network_size(photo.size, target_size), Image.Resampling.BICUBIC)
 
     def labelled(pictures: Iterable) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
@@ -145,7 +144,7 @@ def _output_names(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
         if given.is_dir():
             found = {path: path.relative_to(given).with_suffix(".png") for path in _pictures(given, out)}
             if not found:
-                raise ValueError(f"{given}: must hold a picture ({' '.join(SUFFIXES)}), got none")
+                raise ValueError(f"{given}: must hold a picture ({' '.join(IMAGE_SUFFIXES)}), got none")
             names |= found
         elif given.is_file():
             names[given] = Path(given.name).with_suffix(".png")
@@ -170,21 +169,8 @@ def _pictures(folder: Path, out: Path) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if f[0] != "." and (Path(root) / f).resolve() not in own)
-        found += [Path(root) / f for f in sorted(files) if f[0] != "." and f.lower().endswith(SUFFIXES)]
+        found += [Path(root) / f for f in sorted(files) if f[0] != "." and f.lower().endswith(IMAGE_SUFFIXES)]
     return found
-
-
-def _read_photo(path: Path) -> Image.Image:
-    with Image.open(path) as stored:
-        picture = ImageOps.exif_transpose(stored)
-    if picture.mode.startswith("I"):  # Pillow would clip these to 255, where it takes the high byte of 16-bit colours
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey values must be in 0-65535, got {values.min()} to {values.max()}")
-        picture = Image.fromarray((values >> 8).astype(np.uint8))
-    elif picture.mode == "F":
-        raise ValueError("a picture must have whole numbers, got floats")
-    return picture.convert("RGB")
 
 
 def _ids(classes: Classes, label_ids: bool) -> np.ndarray:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from simfast.config.classes import IGNORE
+from simfast.data.listing import inside
 from simfast.data.loader import evaluation_loader
 from simfast.models import checkpoint
 from simfast.models.upsampled import upsample
@@ -63,7 +64,8 @@ def make_pseudo_labels(
 
     Args:
         model: images -> (features, logits), on `device`; put into eval mode, and back as it was.
-        dataset: with len(), `names`, and items (image uint8 [3, H, W] of one size, anything, name).
+        dataset: with len(), `names`, and items (image uint8 [3, H, W] of one size, anything, name). A name may have
+            sub-folders, which OUT then has too.
         out: folder to write to, made if need be.
         convention: the input the network expects, "bgr" or "rgb".
         device: where to compute.
@@ -81,9 +83,9 @@ def make_pseudo_labels(
             where `stop` said so.
 
     Raises:
-        ValueError: an argument outside the sets above; logits of another K, or NaN; images of several sizes; `out`
-            holds the labels of another network, data set or options, or maps that are not known to be ours; or what the
-            data set raises.
+        ValueError: an argument outside the sets above; a name that leads out of `out`; logits of another K, or NaN;
+            images of several sizes; `out` holds the labels of another network, data set or options, or maps that are
+            not known to be ours; or what the data set raises.
     """
     if softmax_at not in SOFTMAX_AT:
         raise ValueError(f"softmax_at: must be one of {', '.join(SOFTMAX_AT)}, got {softmax_at!r}")
@@ -221,6 +223,7 @@ class _Work:
             confidence, labels = self._predict(images, name)
             label = torch.where(confidence >= limits[labels], labels, IGNORE)[0].byte().cpu().numpy()
             path = _map_path(self.out, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(path.name + ".part")
             Image.fromarray(label).save(temporary, format="PNG")
             os.replace(temporary, path)
@@ -319,7 +322,7 @@ def _fingerprint(model: nn.Module, names: Sequence[str], options: tuple) -> str:
 
 
 def _map_path(out: Path, name: str) -> Path:
-    return out / f"{name}.png"
+    return out / inside(f"{name}.png", "dataset: names")
 
 
 def _read_map(path: Path, size: tuple[int, int]) -> np.ndarray | None:

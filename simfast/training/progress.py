@@ -34,7 +34,8 @@ class TrainingProgress(Progress):
     def __init__(self, config: Config, first: int, device: torch.device):
         self._config, self._device = config, device
         self._images = config.batch_size * (1 + config.uses_target) * distributed.size()
-        self._shown: dict[str, str] = {}
+        self._losses: dict[str, str] = {}
+        self._look: dict[str, str] = {}
         self._read_at, self._read_step, self._apart = time.monotonic(), first, 0.0
         self._evaluation = 0.0
         super().__init__(total=config.steps, initial=first, unit="step", bar_format="{bar}{text}")
@@ -59,18 +60,16 @@ class TrainingProgress(Progress):
         seconds = max(now - self._read_at - self._apart, 1e-9)
         rate = (step - self._read_step) / seconds
         self._read_at, self._read_step, self._apart = now, step, 0.0
-        self._shown = {SHORT.get(name, name): _short(value) for name, value in losses.items()} | {
-            name: value for name, value in self._shown.items() if name == "mIoU"
-        }
+        self._losses = {SHORT.get(name, name): _short(value) for name, value in losses.items()}
         self.refresh()
         means = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
         pace = f"{rate * self._images:.3g} images/s, {self._left(step, rate)} left"
         text = f"step {step}/{self.total}: {means}; {pace}, {peak_memory(self._device) / 1e9:.1f} GB"
         log.info("%s", text, extra={"on_bar": not self.disable})
 
-    def show_miou(self, miou: float | None) -> None:
-        """Show the mean IoU of an evaluation, in [0, 1], from now on."""
-        self._shown["mIoU"] = "-" if miou is None else f"{100 * miou:.1f}"
+    def show(self, name: str, value: float | None) -> None:
+        """Show what an evaluation found, as the mean IoU, in [0, 1], from now on."""
+        self._look = {name: "-" if value is None else f"{100 * value:.1f}"}
 
     def _left(self, step: int, rate: float | None) -> str:
         if not rate:
@@ -86,7 +85,7 @@ class TrainingProgress(Progress):
         average = (values["n"] - (values["initial"] or 0)) / (values["elapsed"] or 1)
         text = f" {self.n}/{self.total} {self._left(self.n, values['rate'] or average)}"
         room = (values["ncols"] or 80) - SMALLEST_BAR
-        for name, value in self._shown.items():
+        for name, value in (self._losses | self._look).items():
             part = f" {name} {value}"
             if len(text) + len(part) > room:
                 break

@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,21 @@ import yaml
 
 from simfast.config import Config
 from simfast.data.loader import DomainLoader, evaluation_loader
-from simfast.data.parts import open_part, scored_classes
+from simfast.data.order import Dataset, Mixture
+from simfast.data.parts import open_part, open_source, scored_classes, warn_if_void
 from simfast.inference.evaluate import evaluate
 from simfast.models import checkpoint
 from simfast.report.figures import save_curve
 from simfast.report.metrics import Metrics, read_metrics
 from simfast.report.panels import save_panel
-from simfast.report.scores import coverage, score_row, score_table
+from simfast.report.scores import score_row, scores_text
 from simfast.runtime import distributed
 from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
 from simfast.training.folder import RunFolder, run_folder
-from simfast.training.modes import DTYPES
+from simfast.training.looks import Scoring, Watching, is_better
 from simfast.training.optimizers import poly
 from simfast.training.progress import TrainingProgress
 from simfast.training.stage2 import find_pseudo_labels
@@ -110,22 +112,22 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     what = f"stage {config.stage}, preset {config.preset}, {config.recipe} recipe, seed {config.seed}"
     log.info("%s: %s, steps %d to %d", config.row, what, first + 1, config.steps)
     pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
-    loader, held_out, class_ids = open_data(config, device, first, pseudo_labels)
+    loader, labelled, looks = open_data(config, device, first, pseudo_labels)
     trainer = build_trainer(config, device, resumed)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
-    held_out_loader = evaluation_loader(held_out, 1, config.workers, device, distributed.rank(), processes)
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
     how = f"{device}, {trainer.mode} in {trainer.precision}{ops}"
     how += f", {processes} processes" if processes > 1 else ""
     log.info("network: %s on %s", config.arch, how)
     log.info("run folder: %s, with these settings in config.yaml", out)
 
-    def save(name: str, step: int) -> None:
+    def save(step: int, is_best: bool) -> None:
         if lead:
             state = {"step": step, "best": best, "last": last, "config": config.to_dict(), "seconds": seconds()}
             state |= {"processes": processes, "random": checkpoint.random_state()}
-            checkpoint.save(out / name, trainer.state_dict() | state)
+            for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
+                checkpoint.save(out / name, trainer.state_dict() | state)
 
     def seconds() -> float:
         """In all parts of the run."""
@@ -156,35 +158,21 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
             if step % config.eval_every == 0 or step == config.steps:
                 with progress.evaluating():
                     distributed.share_buffers(trainer.model)
-                    scores, pictures = evaluate(
-                        trainer.model,
-                        held_out_loader,
-                        class_ids,
-                        trainer.convention,
-                        device,
-                        config.panel_images,
-                        labelled_ids=held_out.class_ids,
-                        sets=config.classes.sets,
-                        total=distributed.total,
-                        dtype=DTYPES[trainer.precision],
-                    )
-                    last = score_row(scores, config.classes)
+                    last, pictures = looks.look(trainer)
                     if lead:
                         metrics.write("eval", step, last)
                     last["step"] = step
-                    if best is None or _miou(last) > _miou(best):
+                    if is_best := is_better(last, best):
                         best = last
-                        save("best.pt", step)
-                    save("last.pt", step)
+                    save(step, is_best)
                     if lead and pictures:
                         save_panel(out / f"panel-{step:06d}.png", pictures, config.classes)
-                progress.show_miou(last["miou"])
-                found = "mIoU {:.2f} %, best {:.2f} %".format(*(100 * _miou(row) for row in (last, best)))
-                log.info("step %d: %s", step, "no class has an IoU" if last["miou"] is None else found)
+                progress.show(*looks.shown(last))
+                log.info("step %d: %s", step, looks.line(last, best))
 
             received = distributed.highest(stop.received or 0)
             if received and step < config.steps:
-                save("last.pt", step)
+                save(step, is_best=not config.scored)
                 name = signal.Signals(received).name
                 log.info("stopped by %s after step %d; continue with --resume %s", name, step, out)
                 distributed.wait()  # torchrun ends the others as soon as one is gone
@@ -193,39 +181,44 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     result = {"row": config.row} | {key: config.to_dict()[key] for key in RESULT_SETTINGS}
     result |= {"step": config.steps, "last": last, "best": best, "seconds": round(seconds(), 1)}
     result |= {"processes": processes, "environment": environment(device)}
+    result |= looks.found()
+    reported: list[int] = []
     if config.report_split is not None:
-        result |= {"report": distributed.on_lead(score_report, config, trainer, out, class_ids)}
+        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled)
     if lead:
-        write_results(config, out, result, class_ids, loader.class_ids)
+        write_results(config, out, result, looks, reported, labelled.class_ids)
     distributed.wait()
     return result
 
 
-def _miou(row: dict[str, Any]) -> float:
-    """Below every other where no class has an IoU."""
-    return -math.inf if row["miou"] is None else row["miou"]
-
-
 def write_results(
-    config: Config, out: Path, result: dict[str, Any], class_ids: list[int], trained_ids: tuple[int, ...]
+    config: Config,
+    out: Path,
+    result: dict[str, Any],
+    looks: Scoring | Watching,
+    reported: list[int],
+    trained: Sequence[int],
 ) -> None:
-    """What a run leaves at its end, beside its checkpoints."""
+    """What a run leaves at its end, beside its checkpoints. `reported`, `trained`: the classes that the report's mean
+    is over, and that the labels trained on can have."""
     save_curve(out / "curve.png", {config.row: read_metrics(out / "metrics.jsonl")})
     write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
-    columns = result.get("report", {name: result[name] for name in ("last", "best")})
-    columns = {f"{name} ({row['step']})": row for name, row in columns.items()}
-    lines = [config.report_split or config.eval_split, score_table(columns, config.classes, class_ids)]
-    lines += coverage(next(iter(columns.values())), config.classes, class_ids, trained_ids)
-    log.info("%s\n", "\n".join(lines))
+    if "report" not in result or not config.scored:
+        log.info("%s\n", looks.table({f"{name} ({result[name]['step']})": result[name] for name in ("last", "best")}))
+    if "report" in result:
+        columns = {f"{name} ({row['step']})": row for name, row in result["report"].items()}
+        log.info("%s\n%s\n", config.report_split, scores_text(columns, config.classes, reported, trained))
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
 
 
-def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[int]) -> dict[str, Any]:
+def score_report(
+    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture
+) -> tuple[dict[str, Any], list[int]]:
     """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on, in fp32 whatever the
-    run's precision, as `simfast evaluate` scores them."""
+    run's precision, as `simfast evaluate` scores them; and the classes that their mean IoU is over."""
     part, rows = open_part(config, "report"), {}
-    loader = evaluation_loader(part, 1, config.workers)
+    class_ids, loader = scored_classes(config, labelled, part), evaluation_loader(part, 1, config.workers)
     for name in ("last", "best"):
         state = checkpoint.load(out / f"{name}.pt")
         if same := [row for row in rows.values() if row["step"] == state["step"]]:
@@ -235,29 +228,31 @@ def score_report(config: Config, trainer: Trainer, out: Path, class_ids: list[in
         own = {"labelled_ids": part.class_ids, "sets": config.classes.sets}
         scores, _ = evaluate(trainer.model, loader, class_ids, trainer.convention, trainer.device, **own)
         rows[name] = score_row(scores, config.classes) | {"step": state["step"]}
-    return rows
+        warn_if_void(rows[name], part)
+    return rows, class_ids
 
 
 def open_data(
     config: Config, device: torch.device, position: int, pseudo_labels: Path | None
-) -> tuple[DomainLoader, Any, list[int]]:
-    """Training batches from a position on, this process's share of them; the held-out set; and the classes whose mean
-    IoU decides. target-only trains on the target's labels as source-only does on the source's."""
-    held_out, target = open_part(config, "held-out"), open_part(config, "target", pseudo_labels)
-    labelled = target if config.method == "target-only" else open_part(config, "source")
+) -> tuple[DomainLoader, Dataset | Mixture, Scoring | Watching]:
+    """Training batches from a position on, this process's share of them; what is trained on with labels; and what the
+    run is looked at by. target-only trains on the target's labels as source-only does on the source's."""
+    target = open_part(config, "target", pseudo_labels)
+    labelled = target if config.method == "target-only" else open_source(config)
+    looks = (Scoring if config.scored else Watching)(config, labelled, device)
     seen = target if config.uses_target or config.transfer != "none" else None
-    if len(held_out) < distributed.size():
-        raise ValueError(
-            f"eval_split: must have an image for each of {distributed.size()} processes, got {len(held_out)}"
-        )
     share = {"rank": distributed.rank(), "ranks": distributed.size()}
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
-    sources = " + ".join(config.source)
-    name, size = (config.target, config.target_size) if labelled is target else (sources, config.source_size)
-    text = "{} labelled ({}, {}x{})".format(len(labelled), name, *size)
+    for sentence in dict.fromkeys((*labelled.passed_over, *target.passed_over, *looks.passed_over)):
+        log.info("%s", sentence)
+    what, size = (config.target, config.target_size) if labelled is target else (config.source[0], config.source_size)
+    if isinstance(labelled, Mixture):
+        sets = zip(labelled.datasets, config.sources, strict=True)
+        what = "; ".join(f"{len(data)} of {source.root or source.name}, share {source.share}" for data, source in sets)
+    text = "{} labelled ({}, {}x{})".format(len(labelled), what, *size)
     if seen is not None:
         text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)
-    log.info("data: %s, %d held-out images", text, len(held_out))
-    return loader, held_out, scored_classes(config, labelled, held_out)
+    log.info("data: %s, %s", text, looks.about)
+    return loader, labelled, looks

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from simfast.analysis import ablate
@@ -21,6 +22,7 @@ from simfast.config.presets import PRESETS
 from simfast.data import open_dataset
 from simfast.data.parts import arguments_of
 from simfast.data.prepare import prepare
+from simfast.report.panels import save_panel
 
 # Stands for the trainer: writes down how it was called, and a result whose score tells its settings.
 TRAINER = """
@@ -277,3 +279,33 @@ def test_data_that_a_later_row_lacks_are_missed_before_anything_is_trained(folde
     ablate.check_data(plan(["source-only", "aa+sim+ssl"], [0], shared))
     with pytest.raises(ValueError, match=r"rows: target-only: .* run `simfast prepare` with the same settings"):
         ablate.check_data(plan(["source-only", "target-only"], [0], shared))
+
+
+def test_rows_without_labels_to_score_on_have_signals_in_the_table(shared, tmp_path):
+    runs = plan(["aa", "aa+sim"], [0, 1], dataclasses.replace(shared, eval_split="none"))
+    for run in runs[:2]:
+        last = {
+            "step": 1,
+            "miou": None,
+            "confidence": 0.5 + run.config.seed / 10,
+            "mirror": 0.9,
+            "share_distance": 0.25,
+        }
+        result = {"seed": run.config.seed, "last": last, "best": last, "environment": {"device": "abacus"}}
+        run.config.out.mkdir(parents=True)
+        run.result.write_text(json.dumps(result))
+        (run.config.out / "metrics.jsonl").write_text(json.dumps({"kind": "eval"} | last) + "\n")
+        image = torch.full((3, 4, 4), 9, dtype=torch.uint8)
+        save_panel(run.panel, [(image, torch.zeros(4, 4, dtype=torch.uint8))], run.config.classes)
+    ablate.write_tables(runs, tmp_path)
+    cells = [
+        [cell.strip() for cell in line.split("|")[5:-1]] for line in (tmp_path / "ablation.md").read_text().splitlines()
+    ]
+    assert cells[0] == [
+        *("last mIoU, %", "best mIoU, %", "mean confidence, %", "the same when mirrored, %"),
+        *("class shares' distance, %", "gap closed, %", "paper"),
+    ]
+    assert cells[2][:5] == ["-", "-", "55.0 ± 7.1", "90.0 ± 0.0", "25.0 ± 0.0"]
+    assert cells[3][:5] == ["-"] * 5
+    assert (tmp_path / "curves.png").exists()
+    assert (tmp_path / "panel.png").exists()

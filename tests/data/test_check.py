@@ -26,7 +26,7 @@ def test_every_bad_file_is_told_once(workers, tmp_path):
         *("labels/00003.png: must be a readable picture", "images/00030.png: must be a readable picture"),
         *(
             "labels/00031.png: label ids must be among 0-34, got 200",
-            "labels/00032.png: a label map must have one 8-bit",
+            "labels/00032.png: a label map must hold ids",
         ),
     ]
     assert [

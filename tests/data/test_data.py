@@ -61,8 +61,8 @@ def test_remap_turns_camvid_ids_into_train_ids():
 
 
 def test_remap_names_the_file_the_ids_and_the_rule():
-    with pytest.raises(ValueError, match=r"here/a\.png: label ids must be among 0-11, got 12, 200"):
-        coding_of("camvid", CITYSCAPES).remap(np.array([0, 200, 12, 11], np.uint8), Path("here/a.png"))
+    with pytest.raises(ValueError, match=r"here/a\.png: label ids must be among 0-11, got 200 at .*, 12 at"):
+        coding_of("camvid", CITYSCAPES).remap(np.array([[0, 200, 12, 11]], np.uint8), Path("here/a.png"))
 
 
 def test_colourise_paints_cityscapes_colours_and_black_for_nothing():
@@ -170,11 +170,11 @@ def break_size(path):
 
 
 def break_colour(path):
-    Image.new("RGB", (20, 14)).save(path)
+    Image.new("RGB", (20, 14), (1, 2, 3)).save(path)
 
 
 def break_deep(path):
-    Image.fromarray(np.zeros((14, 20), np.uint16)).save(path)
+    Image.fromarray(np.full((14, 20), 256, np.uint16)).save(path)
 
 
 def break_id(path):
@@ -192,8 +192,8 @@ def break_id(path):
         ("labels", break_truncated, "must be a readable picture"),
         ("labels", break_garbage, "must be a readable picture"),
         ("labels", break_size, "a label map must have its image's size 20x14, got 20x15"),
-        ("labels", break_colour, "a label map must have one 8-bit channel, got mode RGB"),
-        ("labels", break_deep, "a label map must have one 8-bit channel, got mode I;16"),
+        ("labels", break_colour, r"label colours must be among the 29 of the class list cityscapes, got \(1, 2, 3\)"),
+        ("labels", break_deep, "label ids must be among 0-18, 255, got 256"),
         ("labels", break_id, "label ids must be among 0-18, 255, got 33"),
     ],
 )

@@ -221,6 +221,7 @@ def test_a_shard_of_files_that_have_changed_is_written_again(roots, tmp_path):
         prepare(open_part(roots), tmp_path / "cache", 0, shard_items=2)
     for number in (1, 6):
         save(roots["gta5"] / f"images/{number:05d}.png", picture(80 + number, (30, 20)))
+        save(roots["gta5"] / f"labels/{number:05d}.png", ids_map([8], (30, 20)))
     prepare(open_part(roots), tmp_path / "cache", 0, shard_items=2)
     assert_same_items(open_part(roots), open_part(roots, cache=tmp_path / "cache"))
 
@@ -230,8 +231,8 @@ import signal, sys, time
 from pathlib import Path
 from simfast.data import dataset, open_dataset
 from simfast.data.prepare import prepare
-read = dataset.read_picture
-dataset.read_picture = lambda path: time.sleep(0.05) or read(path)
+read = dataset.read_image
+dataset.read_image = lambda path: time.sleep(0.05) or read(path)
 data = open_dataset("streets", None, "train", (10, 7), labelled=False)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 print("begin", flush=True)

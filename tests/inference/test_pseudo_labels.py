@@ -262,6 +262,26 @@ def test_files_of_others_are_left_alone(tmp_path):
     assert contents(tmp_path) == {"street_003.png": b"a picture of the data set"}
 
 
+def test_names_with_sub_folders_keep_them_also_where_a_run_goes_on(tmp_path):
+    pictures, flat = Pictures(4), Pictures(4)
+    pictures.names = ["b", "day 1/a", "day 1/late/a", "day 2/a"]
+    make(tmp_path / "flat", dataset=flat)
+    model = Network()
+    assert make(tmp_path / "nested", model, pictures, stop=lambda: model.calls >= 6) is None
+    make(tmp_path / "nested", dataset=pictures)
+    for name, other in zip(pictures.names, flat.names, strict=True):
+        assert (read(tmp_path / f"nested/{name}.png") == read(tmp_path / f"flat/{other}.png")).all()
+    assert make(tmp_path / "nested", dataset=pictures)["images"] == 4
+
+
+@pytest.mark.parametrize("name", ["../a", "/tmp/a", "day/../../a"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(name, tmp_path):
+    pictures = Pictures(1)
+    pictures.names = [name]
+    with pytest.raises(ValueError, match=r"names: must be a relative path that does not go upwards, got "):
+        make(tmp_path / "out", dataset=pictures)
+
+
 def test_a_data_set_read_by_workers_gives_the_same_bytes(tmp_path):
     pictures = Pictures(3)
     (tmp_path / "images").mkdir()

@@ -1,6 +1,7 @@
 """Several processes that train together: the same as one with all their images, and the same in each of them."""
 
 import copy
+import json
 import os
 import shutil
 import signal
@@ -16,8 +17,12 @@ import torch.nn.functional as F
 from running import train
 
 from simfast.config import Config
+from simfast.data import open_dataset
+from simfast.data.loader import evaluation_loader
+from simfast.inference.signals import find_signals
 from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, checkpoint, deeplab_v2, normalise
+from simfast.models.restore import restore_model
 from simfast.report.metrics import read_metrics
 from simfast.runtime import distributed
 from simfast.training.modes import resolve_mode
@@ -207,6 +212,19 @@ def test_a_signal_to_one_rank_stops_all_and_a_resumed_run_equals_a_straight_one(
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == step + 2
+
+
+def test_two_processes_find_the_signals_of_one(settings, folders, tmp_path):
+    command = [*settings, "--eval-split", "none", "--method", "source-only", "--steps", 1, "--out", tmp_path]
+    output = finish(torchrun(2, *command))
+    assert output.count("step 1: confidence") == 1  # one process writes
+    last = json.loads((tmp_path / "result.json").read_text())["last"]
+    restored = restore_model(tmp_path / "best.pt")
+    photographs = open_dataset("folder", folders / "target", "train", (64, 64), labelled=False)
+    loader = evaluation_loader(photographs, 1, 0)
+    found, _ = find_signals(restored.model, loader, restored.convention, restored.device, 0.9)
+    expected = {name: getattr(found, name) for name in ("confidence", "entropy", "over_cap", "mirror")}
+    assert {name: last[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
 def test_a_failing_rank_brings_down_the_others_with_its_message(settings, folders, tmp_path):

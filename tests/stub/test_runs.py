@@ -10,9 +10,10 @@ from running import settings_of, train
 from stub_steps import batches, small_trainer
 
 from simfast.inference.evaluate import Scores, evaluate
-from simfast.models import checkpoint
+from simfast.inference.signals import find_signals
+from simfast.models import checkpoint, deeplab_v2
 from simfast.testing import determinism
-from simfast.training import run
+from simfast.training import looks, run
 from simfast.training.capture import CannotCapture
 
 CUDA = torch.device("cuda")
@@ -33,7 +34,7 @@ def arguments(settings, tmp_path, monkeypatch):
         _, pictures = evaluate(model, loader, class_ids, *args, labelled_ids=labelled_ids, **more)
         return Scores.of(torch.ones(19, 19, dtype=torch.int64), class_ids, labelled_ids), pictures
 
-    monkeypatch.setattr(run, "evaluate", score)
+    monkeypatch.setattr(looks, "evaluate", score)
     return [*settings, "--device", "cuda", "--out", str(tmp_path / "run")]
 
 
@@ -95,6 +96,23 @@ def test_a_step_of_a_run_reads_nothing_between_two_logs(arguments, seen):
     stub_gpu.reset()
     train([*arguments[:-1], arguments[-1] + "-longer", "--steps", "12", "--eval-every", "12", "--log-every", "12"])
     assert seen().total("sync") == few
+
+
+def test_signals_are_read_once_however_many_images_there_are(seen):
+    model = deeplab_v2("resnet18", 19).to(CUDA)
+    loader = [(torch.zeros(1, 3, 64, 64, dtype=torch.uint8).pin_memory(), None, ["x"])] * 3
+    syncs = []
+
+    def total(sums):
+        """What the stub did not compute: 3 images, nothing broken."""
+        syncs.append(seen().total("sync"))
+        return torch.ones(len(sums), dtype=torch.float64).index_fill(0, torch.tensor([4]), 0)
+
+    stub_gpu.reset()
+    find_signals(model, loader, "rgb", CUDA, 0.9, total=total)
+    assert syncs == [0]
+    assert seen().names("memcpy").keys() == {"HtoD"}
+    assert seen().violations == []
 
 
 @pytest.fixture
