@@ -52,7 +52,7 @@ def open_dataset(
 
     Its label_files are one of three. A folder in ROOT/SPLIT, ROOT or the working folder, with the images' names. A
     pattern as "{dir}/{stem}_L.png", relative to ROOT, with the image's own {dir} and {stem}, its {name} and that one's
-    {parent}, and {root}. Rules "A -> B", with commas between, which one after the other replace text in the image's path
+    {parent}, and {root}. Rules "A -> B", with commas between, that one after the other replace text in the image's path
     under ROOT. Where no file has the very name, one with another suffix will do. Images and labels may lie in one
     folder: the label map of another image is no image, nor is a picture to which no rule applies.
 

@@ -87,8 +87,8 @@ def predict(
 
     Raises:
         ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two
-            inputs with one output, an output that is an input, a size under 32, a class without the id asked for;
-            later: logits that are not finite, or not of these classes.
+            inputs with one output, an output that is an input, a size under 32, a class without the id asked for, a
+            classes.yaml of another origin; later: logits that are not finite, or of another number of classes.
         OSError: an output cannot be written.
     """
     if size is not None and min(size) < SMALLEST_SIDE:

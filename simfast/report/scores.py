@@ -49,6 +49,17 @@ def score_table(
     return tabulate(rows, headers=["IoU, %", *columns], disable_numparse=True, stralign="right")
 
 
+def scores_text(
+    columns: dict[str, dict[str, float | None]],
+    classes: Classes,
+    class_ids: Sequence[int],
+    trained_ids: Collection[int] | None = None,
+) -> str:
+    """A `score_table` of rows on the same labels, and under it their `coverage`."""
+    row = next(iter(columns.values()))
+    return "\n".join([score_table(columns, classes, class_ids), *coverage(row, classes, class_ids, trained_ids)])
+
+
 def coverage(
     row: dict[str, float | None], classes: Classes, class_ids: Sequence[int], trained_ids: Collection[int] | None = None
 ) -> list[str]:
@@ -143,9 +154,8 @@ def evaluation_text(report: dict[str, Any], classes: Classes) -> str:
         f"{tensors['dropped']} of the file unused, {report['convention']} input",
         f"{report['data']}: {report['images']} images",
         "",
-        score_table({"IoU": report["scores"]}, classes, asked),
+        scores_text({"IoU": report["scores"]}, classes, sorted(asked)),
         "",
-        *coverage(report["scores"], classes, sorted(asked)),
     ]
     lines += [f"{name.replace('miou', 'mIoU')}: mean over {', '.join(names)}" for name, names in means.items()]
     return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 import logging
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from simfast.data.order import Dataset, Mixture
 from simfast.data.parts import open_part, scored_classes, warn_if_void
 from simfast.inference.evaluate import evaluate
 from simfast.inference.signals import find_signals, label_shares, spread
-from simfast.report.scores import coverage, score_row, score_table
+from simfast.report.scores import score_row, scores_text
 from simfast.report.signals import signal_row, signal_table, signal_text
 from simfast.runtime import distributed
 from simfast.training.modes import DTYPES
@@ -33,12 +32,9 @@ def is_better(row: Row, best: Row | None) -> bool:
     return row["miou"] is not None and row["miou"] > best["miou"]
 
 
-def score_text(
-    what: str, rows: dict[str, Row], config: Config, class_ids: Sequence[int], trained_ids: Sequence[int]
-) -> str:
-    """Rows of scores by their names, on `what`, as a table; and what of the classes their mean leaves out."""
-    table = score_table({f"{name} ({row['step']})": row for name, row in rows.items()}, config.classes, class_ids)
-    return "\n".join([what, table, *coverage(rows["last"], config.classes, class_ids, trained_ids)])
+def titled(rows: dict[str, Row]) -> dict[str, Row]:
+    """Rows by their names, with the steps that they are of."""
+    return {f"{name} ({row['step']})": row for name, row in rows.items()}
 
 
 class Scoring:
@@ -57,8 +53,7 @@ class Scoring:
         self._config, self._held_out = config, open_part(config, "held-out")
         self.passed_over = self._held_out.passed_over
         _require_images("eval_split", self._held_out)
-        self._trained_ids = labelled.class_ids
-        self._class_ids = scored_classes(config, labelled, self._held_out)
+        self._class_ids, self._trained_ids = scored_classes(config, labelled, self._held_out), labelled.class_ids
         self._loader = _share(self._held_out, config, device)
         self.about, self._looked = f"{len(self._held_out)} held-out images", False
         if config.eval_images is not None:
@@ -98,7 +93,7 @@ class Scoring:
     def table(self, rows: dict[str, Row]) -> str:
         """The rows "last" and "best", of result.json."""
         where = self._config.eval_images or self._config.eval_split
-        return score_text(str(where), rows, self._config, self._class_ids, self._trained_ids)
+        return f"{where}\n{scores_text(titled(rows), self._config.classes, self._class_ids, self._trained_ids)}"
 
     def found(self) -> dict[str, Any]:
         """What a result says beside its rows."""
@@ -143,8 +138,8 @@ class Watching:
         return signal_text(row, self._config.pseudo_cap)
 
     def table(self, rows: dict[str, Row]) -> str:
-        table = signal_table({f"last ({rows['last']['step']})": rows["last"]}, self._label_shares)
-        return f"no labels to score on, best is last\n{table}"
+        last = titled({"last": rows["last"]})
+        return f"no labels to score on, best is last\n{signal_table(last, self._label_shares)}"
 
     def found(self) -> dict[str, Any]:
         return {"signals": self._found | {"label_shares": self._label_shares}}

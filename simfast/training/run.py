@@ -22,7 +22,7 @@ from simfast.models import checkpoint
 from simfast.report.figures import save_curve
 from simfast.report.metrics import Metrics, read_metrics
 from simfast.report.panels import save_panel
-from simfast.report.scores import score_row
+from simfast.report.scores import score_row, scores_text
 from simfast.runtime import distributed
 from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
@@ -30,7 +30,7 @@ from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
 from simfast.training.first_look import first_look
 from simfast.training.folder import RunFolder, run_folder
-from simfast.training.looks import Scoring, Watching, is_better, score_text
+from simfast.training.looks import Scoring, Watching, is_better, titled
 from simfast.training.optimizers import poly
 from simfast.training.progress import TrainingProgress
 from simfast.training.stage2 import find_pseudo_labels
@@ -219,7 +219,8 @@ def score_report(
         scores, _ = evaluate(trainer.model, loader, class_ids, trainer.convention, trainer.device, **own)
         rows[name] = score_row(scores, config.classes) | {"step": state["step"]}
         warn_if_void(rows[name], part)
-    return rows, score_text(config.report_split, rows, config, class_ids, labelled.class_ids)
+    table = scores_text(titled(rows), config.classes, class_ids, labelled.class_ids)
+    return rows, f"{config.report_split}\n{table}"
 
 
 def open_data(

@@ -19,6 +19,7 @@ from simfast.cli import main
 from simfast.cli.commands import COMMANDS
 from simfast.cli.parse import parse
 from simfast.config import Config
+from simfast.config.classes import classes_of
 from simfast.models import checkpoint, deeplab_v2
 
 
@@ -253,3 +254,21 @@ def test_a_checkpoint_is_found_behind_the_options_too(run, capsys):
 def test_predict_asks_for_pictures(run, tmp_path):
     message = "simfast predict: inputs: must name a picture or a folder of pictures, got none"
     assert simfast("predict", run[0], "--out", tmp_path / "out") == message
+
+
+def test_classes_given_with_a_checkpoint_may_be_repainted_but_not_others(run, settings, tmp_path):
+    lines = classes_of("cityscapes").text().replace("[128, 64, 128]", "[1, 2, 3]").splitlines()
+    repainted, fewer = tmp_path / "repainted.yaml", tmp_path / "fewer.yaml"
+    repainted.write_text("\n".join(lines))
+    fewer.write_text(
+        "classes: [{name: soil, colour: [1, 2, 3], kind: stuff}, {name: weed, colour: [4, 5, 6], kind: thing}]"
+    )
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    arguments = [tmp_path / "photo.png", "--out", tmp_path / "out", "--classes"]
+    assert simfast("predict", run[0], *arguments, repainted) == 0
+    assert classes_of(tmp_path / "out" / "classes.yaml").entries[0].colour == (1, 2, 3)
+    said = rf"must name the 19 classes of {run[0]}/\w+\.pt in their order \(road, sidewalk, .*\), got the 2 of fewer "
+    for command in (["predict", run[0], *arguments, fewer], ["diagnose", run[0], "--classes", fewer]):
+        assert re.search(said, simfast(*command))
+    stage2 = ["--stage", "2", "--stage1", str(run[0]), "--classes", str(fewer), "--out", str(tmp_path / "second")]
+    assert re.search(said, simfast("train", *settings, "--steps", "2", *stage2))

@@ -96,7 +96,7 @@ def test_a_split_that_is_not_there_is_never_another_one(tmp_path):
 
 
 def test_what_is_passed_over_is_counted_with_an_example(tmp_path):
-    pictures(tmp_path, "images/a.png", "images/.b.png", "images/.cache/c.png")
+    pictures(tmp_path, "images/a.png", "images/.b.png", "images/.cache/c.png", "images/@eaDir/a.jpg/thumb.jpg")
     label_maps(tmp_path, "labels/a.png", "labels/x/b.png", "labels/c.png")
     for name in ("notes.md", "x/Thumbs.db"):
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def test_what_is_passed_over_is_counted_with_an_example(tmp_path):
     data = opened(tmp_path)
     assert data.names == ["a"]
     suffixes, hidden, labels = data.passed_over
-    assert hidden == f"{tmp_path}/images: hidden files or folders are passed over (2, such as .b.png)"
+    assert hidden == f"{tmp_path}/images: hidden files or folders are passed over (3, such as .b.png)"
     assert suffixes.startswith(f"{tmp_path}/images: files of other suffixes than .png ")
     assert suffixes.endswith(" are passed over (2, such as notes.md)")
     assert labels == f"{tmp_path}/labels: label maps without an image are passed over (2, such as c.png)"
@@ -208,6 +208,13 @@ def test_of_images_and_labels_in_one_folder_each_is_told_from_the_other(tmp_path
         f"{tmp_path}: label maps of other pictures are passed over (2, such as 1_ids.png)",
         f"{tmp_path}: pictures to which '_rgb -> _ids' does not apply are passed over (2, such as 2_colour.png)",
     )
+
+
+@pytest.mark.parametrize("pattern", ["gt", "_rgb -> _ids", "{root}/gt/{name}.png"])
+def test_where_the_labels_of_another_part_are_does_not_matter_to_an_unlabelled_one(pattern, tmp_path):
+    pictures(tmp_path, "train/a.jpg", "train/b.jpg", "val/images/c_rgb.png")
+    label_maps(tmp_path, "val/gt/c_rgb.png")
+    assert opened(tmp_path, labelled=False, label_files=pattern).names == ["a", "b"]
 
 
 def test_an_image_without_a_label_is_a_problem_that_names_the_option(tmp_path):

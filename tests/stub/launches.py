@@ -24,6 +24,7 @@ import torch
 from stub_steps import MODES, PRECISIONS, SETTINGS, case_name, numbers, steady_step, step_of
 
 from simfast.config import Config
+from simfast.config.classes import CITYSCAPES
 from simfast.inference.evaluate import evaluate
 from simfast.inference.pseudo_labels import make_pseudo_labels
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
@@ -138,7 +139,7 @@ def images() -> dict[str, Any]:
 
     def label(pictures: Pictures) -> None:
         with tempfile.TemporaryDirectory() as out:
-            make_pseudo_labels(model, pictures, Path(out), "rgb", CUDA)
+            make_pseudo_labels(model, pictures, Path(out), "rgb", CUDA, class_names=CITYSCAPES.names)
 
     for deterministic in (True, False):
         with determinism(deterministic):
