@@ -40,6 +40,11 @@ def titled(rows: dict[str, Row]) -> dict[str, Row]:
 class Scoring:
     """Scores on the held-out set.
 
+    Attributes:
+        scored: what is scored on, if anything.
+        about: what is looked at, in words.
+        passed_over: as `SegmentationDataset`'s.
+
     Args:
         config: the run's settings.
         labelled: what is trained on with labels.
@@ -50,12 +55,12 @@ class Scoring:
     """
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
-        self._config, self._held_out = config, open_part(config, "held-out")
-        self.passed_over = self._held_out.passed_over
-        _require_images("eval_split", self._held_out)
-        self._class_ids, self._trained_ids = scored_classes(config, labelled, self._held_out), labelled.class_ids
-        self._loader = _share(self._held_out, config, device)
-        self.about, self._looked = f"{len(self._held_out)} held-out images", False
+        self._config, self.scored = config, open_part(config, "held-out")
+        self.passed_over = self.scored.passed_over
+        _require_images("eval_split", self.scored)
+        self._class_ids, self._trained_ids = scored_classes(config, labelled, self.scored), labelled.class_ids
+        self._loader = _share(self.scored, config, device)
+        self.about, self._looked = f"{len(self.scored)} held-out images", False
         if config.eval_images is not None:
             instead = "" if config.eval_split == "none" else f", in place of the target's {config.eval_split!r}"
             self.about += f" ({config.eval_images}{instead})"
@@ -69,14 +74,14 @@ class Scoring:
             trainer.convention,
             trainer.device,
             self._config.panel_images,
-            labelled_ids=self._held_out.class_ids,
+            labelled_ids=self.scored.class_ids,
             sets=self._config.classes.sets,
             total=distributed.total,
             dtype=DTYPES[trainer.precision],
         )
         row = score_row(scores, self._config.classes)
         if not self._looked:
-            warn_if_void(row, self._held_out)
+            warn_if_void(row, self.scored)
         self._looked = True
         return row, pictures
 
@@ -99,18 +104,13 @@ class Scoring:
         """What a result says beside its rows."""
         return {}
 
-    @property
-    def scored(self) -> Dataset | None:
-        """What is scored on."""
-        return self._held_out
-
 
 class Watching:
     """Signals on a sample of the target's training images; arguments and the rest as `Scoring`."""
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         target = open_part(config, "photographs")
-        self.passed_over = target.passed_over
+        self.scored, self.passed_over = None, target.passed_over
         _require_images("target", target)
         places = spread(len(target))
         self._config, self._loader = config, _share(target, config, device, places)
@@ -145,11 +145,6 @@ class Watching:
         return {"signals": self._found | {"label_shares": self._label_shares}}
 
     @property
-    @property
-    def scored(self) -> Dataset | None:
-        """What is scored on: nothing."""
-        return None
-
     def _label_shares(self) -> dict[str, float]:
         return dict(zip(self._config.classes.names, self._shares, strict=True))
 
