@@ -329,7 +329,7 @@ def test_a_palette_that_says_the_same_or_nothing_leaves_ids(tmp_path):
 
 
 def test_the_palette_of_a_published_set_is_decoration(tmp_path):
-    path = palette_file(tmp_path / "a.png", [COLOURS[0]] * 20, np.full((3, 4), 11))
+    path = palette_file(tmp_path / "a.png", [COLOURS[1]] * 20, np.full((3, 4), 11))
     assert coding_of("gta5", CITYSCAPES).read(path).tolist() == [[2] * 4] * 3
 
 
