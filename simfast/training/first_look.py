@@ -38,9 +38,8 @@ def first_look(
     for part, dataset in parts.items():
         found = check_sample(dataset, part, SECONDS / len(parts), labels=not (pseudo and part == "target"))
         if found.problems:
-            more = len(found.problems) - 1
-            also = f"; in a sample there are {more} problems more (`simfast check-data` lists all)" if more else ""
-            raise ValueError(found.problems[0] + also)
+            more = f" (problems in a sample: {len(found.problems)}; `simfast check-data` lists all)"
+            raise ValueError(found.problems[0] + (more if len(found.problems) > 1 else ""))
         for text in found.warnings:
             log.warning("%s: %s", part, text)
             warned = True

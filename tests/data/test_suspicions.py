@@ -56,6 +56,9 @@ def test_two_classes_of_which_one_is_read_as_dont_care(tmp_path):
     assert text.startswith("labels: road is the only class in 3 label maps, such as labels/000")
     assert "255 is read as don't care" in text
     assert "--source-ids FILE with {0: 0, 255: 1} or --classes FILE" in text
+    (tmp_path / "ids.yaml").write_text("{0: 0, 255: 1}")
+    mended = check_part("folder", tmp_path, "train", SIZE, 0, ids=tmp_path / "ids.yaml")
+    assert (mended.problems, mended.warnings) == ([], [])
 
 
 def test_more_dont_care_than_classes(tmp_path):
