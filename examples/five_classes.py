@@ -1,4 +1,4 @@
-"""Writes data like a user's own, from the embedded streets: five classes painted in colours, photographs without labels.
+"""Writes data like a user's own, from the embedded streets: five classes in colours, photographs without labels.
 
     python examples/five_classes.py FOLDER
 

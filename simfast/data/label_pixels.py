@@ -65,7 +65,7 @@ def read_label_pixels(path: Path) -> LabelPixels:
             values = values.view(np.uint32)
         return LabelPixels(values, 0, 0xFFFF if values.dtype == np.uint16 and bits == 16 else 0)
     if picture.mode in ("RGB", "RGBA"):
-        return _of_deep_colours(picture, path) if bits == 16 else _of_colours(picture, path)
+        return _of_deep_colours(picture, path) if bits == 16 else _packed(np.asarray(picture), path)
     raise ValueError(f"{path}: a label map must be grey, palette or RGB of whole numbers, got mode {picture.mode}")
 
 
@@ -111,14 +111,6 @@ def _of_one_channel(picture: Image.Image, bits: int, path: Path) -> LabelPixels:
     return LabelPixels(values, 0, white, palette)
 
 
-def _of_colours(picture: Image.Image, path: Path) -> LabelPixels:
-    """Of 8-bit colours."""
-    packed = np.asarray(picture.convert("RGBA")).view("<u4")[..., 0]
-    if picture.mode == "RGBA":
-        _require_opaque(packed >> 24, path)
-    return LabelPixels(packed & 0xFFFFFF, 8, 255)
-
-
 def _of_deep_colours(picture: Image.Image, path: Path) -> LabelPixels:
     """Of 16-bit colours."""
     pixels = read_deep(path)
@@ -153,9 +145,10 @@ def _packed(pixels: np.ndarray, path: Path) -> LabelPixels:
     """Of uint8 or uint16 [H, W, 3 or 4]."""
     if pixels.shape[2] == 4:
         _require_opaque(pixels[..., 3], path)
+    padded = np.zeros((*pixels.shape[:2], 4), pixels.dtype)
+    padded[..., :3] = pixels[..., :3]
     bits = 8 * pixels.itemsize
-    red, green, blue = (pixels[..., i].astype(np.int64) for i in range(3))
-    return LabelPixels(red | green << bits | blue << 2 * bits, bits, (1 << bits) - 1)
+    return LabelPixels(padded.view(f"<u{4 * pixels.itemsize}")[..., 0], bits, (1 << bits) - 1)
 
 
 def _require_opaque(alpha: np.ndarray, path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".npy")  # label ids do not survive a lossy format
 
+_PLANES, _BITS = 284, 258  # of TIFF
 _LATE_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """What a PNG holds behind its pixels where a tool has put the EXIF tag there."""
 
@@ -46,6 +47,8 @@ def read_picture(path: Path) -> Image.Image:
     with _readable(path), Image.open(path) as picture:
         picture.filename = ""  # with a name it may be mapped, and then width and height of a turned TIFF are mixed up
         picture.load()
+        if picture.format == "TIFF" and picture.tag_v2.get(_PLANES) == 2 and max(picture.tag_v2[_BITS]) > 8:
+            raise ValueError("channels of 16 bits in separate planes, which Pillow mixes up; save them interleaved")
         if _orientation(picture) != 1:
             ImageOps.exif_transpose(picture, in_place=True)
         return picture

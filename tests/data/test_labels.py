@@ -116,7 +116,7 @@ def id_tables(draw):
     form = draw(st.sampled_from(sorted(ID_FORMS)))
     highest = ID_FORMS[form][1]
     ids = draw(st.lists(st.integers(0, highest), min_size=min(5, highest + 1), max_size=5, unique=True))
-    shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)).filter(lambda s: s not in ((1, 3), (1, 4))))
+    shape = draw(st.tuples(st.integers(2, 9), st.integers(2, 9)))
     places = draw(st.lists(st.integers(0, len(ids) - 1), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
     return form, ids, np.array(places).reshape(shape)
 
@@ -329,7 +329,7 @@ def test_a_palette_that_says_the_same_or_nothing_leaves_ids(tmp_path):
 
 
 def test_the_palette_of_a_published_set_is_decoration(tmp_path):
-    path = palette_file(tmp_path / "a.png", [COLOURS[0]] * 20, np.full((3, 4), 11))
+    path = palette_file(tmp_path / "a.png", [COLOURS[1]] * 20, np.full((3, 4), 11))
     assert coding_of("gta5", CITYSCAPES).read(path).tolist() == [[2] * 4] * 3
 
 

@@ -136,6 +136,13 @@ def test_a_broken_tag_turns_nothing(tmp_path):
             r"must be uint8 or .*, got uint8 \[3, 14, 20\]",
         ),
         ("a.npy", lambda path: np.save(path, PIXELS / 255), r"must be uint8 or .*, got float64 \[14, 20, 3\]"),
+        (
+            "a.tif",
+            lambda path: tifffile.imwrite(
+                path, np.moveaxis(DEEP[..., :3], 2, 0), photometric="rgb", planarconfig="separate"
+            ),
+            "in separate planes",
+        ),
         ("a.tif", lambda path: tifffile.imwrite(path, np.ones((4, 4), np.float32)), "whole numbers, got floats"),
         (
             "a.tif",
