@@ -232,6 +232,7 @@ def test_an_image_without_a_label_is_a_problem_that_names_the_option(tmp_path):
     ("pattern", "message"),
     [
         ("{dir}/{stm}_L.png", r"must have no other fields than \{dir\}, \{stem\}, .* got \{stm\}"),
+        ("", "must be a folder, a pattern or rules, got ''"),
         ("{}_L.png", r"must have no other fields than .* got \{\}"),
         ("{stem:>4}.png", "must have no other fields than"),
         ("{dir}/{stem_L.png", "braces must come in pairs"),
