@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from torch import Tensor
 
 from simfast.config.classes import RGB
 from simfast.data.cache import CachedDataset
@@ -15,6 +14,7 @@ from simfast.data.label_pixels import LabelPixels, read_label_pixels
 from simfast.data.labels import LabelCoding
 from simfast.data.pictures import picture_size
 
+T = TypeVar("T")
 _NEAR = np.ones((3, 3), np.uint8)
 
 
@@ -32,7 +32,7 @@ class Inspection:
         border: pixels of the label file with another id among their eight neighbours.
         between: id -> those with both a lower and a higher one there.
         palette: id -> its colour in the file's palette.
-        sizes: width and height of the image file, and of the label file.
+        sizes: width and height of the image file, and of the label file, where they may differ.
     """
 
     number: int
@@ -57,35 +57,37 @@ def inspect(dataset: SegmentationDataset | CachedDataset, i: int, image: bool = 
     """
     problems: list[str] = []
     told: dict[str, Any] = {}
-    if image and (pixels := _read(dataset, dataset.image, i, problems)) is not None:
-        told["constant"] = bool((pixels == pixels[:, :1, :1]).all())
-    if label and (pixels := _read(dataset, dataset.label, i, problems)) is not None:
+    if image and (pixels := _read(dataset, problems, dataset.image, i)) is not None:
+        first = pixels[:, :1, :1]
+        told["constant"] = bool((pixels[:, 0] == first[:, 0]).all() and (pixels == first).all())
+    if not label:
+        return Inspection(i, tuple(problems), **told)
+    # Native labels of SYNTHIA have a reader of their own: nobody's tools write such.
+    if isinstance(dataset, CachedDataset) or dataset.labels is None or dataset.read_label is not None:
+        content = _read(dataset, problems, dataset.label, i)
+    else:
+        raw, content = _read(dataset, problems, read_label_pixels, dataset.labels[i]), None
+        if raw is not None:
+            content = _read(dataset, problems, dataset.label_of, i, raw)
+            told |= _of_file(raw, dataset, i)
+    if content is not None and content.numel():
         ends = [train for train, name in enumerate(dataset.classes.names) if name in ("road", "sky")]
-        told |= {"pixels": _counts(pixels), "heights": {train: _height(pixels == train) for train in ends}}
-    told |= _of_file(dataset, i) if label else {}
+        content = content.numpy()
+        told |= {"pixels": _counts(content), "heights": {train: _height(content == train) for train in ends}}
     return Inspection(i, tuple(dict.fromkeys(problems)), **told)
 
 
-def _of_file(dataset: SegmentationDataset | CachedDataset, i: int) -> dict[str, Any]:
-    """What the label file itself holds; nothing where there is none, or it cannot be read."""
-    # Native labels of SYNTHIA have a reader of their own: nobody's tools write such.
-    if isinstance(dataset, CachedDataset) or dataset.labels is None or dataset.read_label is not None:
-        return {}
-    try:
-        pixels = read_label_pixels(dataset.labels[i])
-        sizes = picture_size(dataset.images[i]), pixels.values.shape[::-1]
-    except ValueError:  # has been told
-        return {}
+def _of_file(pixels: LabelPixels, dataset: SegmentationDataset, i: int) -> dict[str, Any]:
+    """What the label file itself holds."""
+    told: dict[str, Any] = {}
+    if dataset.size_tolerance is None and (size := _read(dataset, [], picture_size, dataset.images[i])):
+        told["sizes"] = (size, pixels.values.shape[::-1])
     ids = _ids(pixels, dataset.coding)
     if ids is None:
-        return {"sizes": sizes}
+        return told
     counts, palette = _counts(ids), pixels.palette or ()
-    return {
-        "ids": counts,
-        "palette": {raw: palette[raw] for raw in counts if 0 <= raw < len(palette)},
-        "sizes": sizes,
-        **_seams(ids),
-    }
+    paints = {raw: palette[raw] for raw in counts if 0 <= raw < len(palette)}
+    return told | {"ids": counts, "palette": paints, **_seams(ids)}
 
 
 def _ids(pixels: LabelPixels, coding: LabelCoding) -> np.ndarray | None:
@@ -112,11 +114,10 @@ def _seams(ids: np.ndarray) -> dict[str, Any]:
     return {"border": int((low != high).sum()), "between": _counts(ids[(low < ids) & (ids < high)])}
 
 
-def _read(dataset, read: Callable[[int], Tensor], i: int, problems: list[str]) -> np.ndarray | None:
-    """An image or a label; None where that is a problem, which is then among `problems`, or where there is none."""
+def _read(dataset, problems: list[str], read: Callable[..., T], *arguments: Any) -> T | None:
+    """read(*arguments); None where that is a problem, which is then among `problems`."""
     try:
-        content = read(i).numpy()
-        return content if content.size else None
+        return read(*arguments)
     except ValueError as error:
         # What was missing when the data set was opened has been told.
         if not (dataset.problems and isinstance(error.__cause__, FileNotFoundError)):
@@ -125,8 +126,8 @@ def _read(dataset, read: Callable[[int], Tensor], i: int, problems: list[str]) -
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
-    if values.dtype == np.uint8:
-        counts = np.bincount(values.ravel(), minlength=256)
+    if values.dtype == np.uint8 and values.size < 1 << 24:  # up to where float32 counts one by one
+        counts = cv2.calcHist([values], [0], None, [256], [0, 256]).ravel()
         return {i: int(counts[i]) for i in np.flatnonzero(counts).tolist()}
     found, counts = np.unique(values, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
