@@ -37,7 +37,7 @@ def run(example, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     example.write(home / "yard", most=12)
     data = [
-        *("--preset", "streets", "--device", "cpu", "--classes", str(home / "yard/classes.yaml")),
+        *("--preset", "streets", "--classes", str(home / "yard/classes.yaml")),
         *("--source", "folder", "--source-root", str(home / "yard/renders"), "--source-split", "train"),
         *("--target", "folder", "--target-root", str(home / "yard/photos"), "--eval-split", "none"),
         *("--source-size", "96", "64", "--target-size", "96", "64"),
@@ -55,7 +55,7 @@ def run(example, tmp_path_factory):
         "--panel-images",
         "1",
     ]
-    result = train([*data, "--stage", "all", *schedule, "--out", str(home / "run")])
+    result = train([*data, "--device", "cpu", "--stage", "all", *schedule, "--out", str(home / "run")])
     torch.use_deterministic_algorithms(False)
     return home, result
 
