@@ -101,7 +101,7 @@ def networks(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Trained on the source batch for a while, so that there are regions that the network gets right."""
     torch.manual_seed(0)
     config = settings(device, 1)
-    model, discriminator = deeplab_v2(config.arch), Discriminator(19)
+    model, discriminator = deeplab_v2(config.arch, 19), Discriminator(19)
     brief = dataclasses.replace(config, method="source-only", lr=0.02, head_lr_factor=0.01)
     trainer = Trainer(brief, model, None, None, "rgb", torch.device(device))
     source, labels, _ = make_inputs(device, 1)

@@ -72,7 +72,7 @@ def prepare(part: Part, batch: int = 1) -> tuple[tuple[Tensor, ...], list[dict[s
 def with_weights(file, device: str) -> None:
     """Makes bench.networks give what is in the file, instead of training it again."""
     config = bench.settings(device, 1)
-    found = bench.deeplab_v2(config.arch).to(device), bench.Discriminator(19).to(device)
+    found = bench.deeplab_v2(config.arch, 19).to(device), bench.Discriminator(19).to(device)
     for network, state in zip(found, torch.load(file, map_location=device), strict=True):
         network.load_state_dict(state)
     bench.networks = lambda _: found

@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from simfast.analysis.rows import GROUPS, Run
+from simfast.config.classes import CITYSCAPES
 from simfast.report.figures import save_curve
 from simfast.report.metrics import read_metrics
 from simfast.report.panels import save_comparison
@@ -70,7 +71,8 @@ def summarise(runs: list[Run]) -> list[dict[str, Any]]:
         row["classes"] = {
             key.removeprefix("iou/"): _mean_and_spread(result["last"][key] for result in found)[0] for key in names
         }
-        published = PUBLISHED.get((" + ".join(config.source), config.arch), {}) if config.target == "cityscapes" else {}
+        papers = config.target == "cityscapes" and config.classes == CITYSCAPES
+        published = PUBLISHED.get((" + ".join(config.source), config.arch), {}) if papers else {}
         row |= {"paper": published.get(name), "recipe": config.recipe, "gap_closed": None}
         row["environments"] = [result["environment"] for result in found]
         rows.append(row)

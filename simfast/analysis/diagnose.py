@@ -17,12 +17,12 @@ from simfast.analysis.gradients import TRUTH, GradientTally, term_gradients
 from simfast.analysis.region_statistics import RegionTally
 from simfast.config import Config
 from simfast.data import open_dataset
-from simfast.data.classes import CLASS_NAMES
 from simfast.data.loader import Batch, DomainLoader
 from simfast.data.parts import arguments_of, open_part, open_source
 from simfast.data.transfer import transfer
-from simfast.inference.pseudo_labels import THRESHOLDS_FILE
+from simfast.inference.pseudo_labels import require_labels
 from simfast.models import checkpoint
+from simfast.models.restore import require_same_names
 from simfast.runtime.environment import environment
 from simfast.training.build import build_matching, build_trainer
 from simfast.training.step import Terms, Trainer
@@ -102,7 +102,7 @@ def diagnose(
         "gradient_pairs": gradient_batches * size,
         "fill_rule": config.fill_rule,
         "banks": "the run's own" if own_banks else f"filled anew from {-(-bank_images // size) * size} source images",
-        "classes": {CLASS_NAMES[tally.class_ids[k]]: tally.row([k]) for k in rings},
+        "classes": {config.classes.names[tally.class_ids[k]]: tally.row([k]) for k in rings},
         "all": tally.row(rings),
         "gradients": gradients.rows(losses, _trained(config)),
         "environment": environment(device),
@@ -193,7 +193,9 @@ def _trained(config: Config) -> set[str]:
 
 
 def _restore(path: Path, state: dict[str, Any], config: Config, device: torch.device) -> Trainer:
-    stored = Config.from_dict(state["config"], str(path)).to_dict()
+    stored = Config.from_dict(state["config"], str(path))
+    require_same_names("classes", path, stored.classes, config.classes)
+    stored = stored.to_dict()
     for name in FIXED:
         if (now := config.to_dict()[name]) != stored[name]:
             raise ValueError(f"{name}: must stay {stored[name]!r}, as {path} was trained, got {now!r}")
@@ -211,8 +213,7 @@ def _batches(config: Config, path: Path, device: torch.device) -> Iterator[tuple
     folder = None
     if config.stage == 2:
         folder = config.pseudo_labels or path.parent / "pseudo-labels"
-        if not (folder / THRESHOLDS_FILE).exists():
-            raise ValueError(f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}")
+        require_labels(folder, config.classes.names)
     source, target, labelled = open_source(data), open_part(data, "target", folder), _labelled_target(config)
     loader = partial(
         DomainLoader,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simfast.data.classes import IGNORE, NUM_CLASSES
+from simfast.config.classes import IGNORE
 from simfast.matching import StuffInstanceMatching
 from simfast.matching.bank import RingBank
 from simfast.matching.matching import Classify, shrink_labels
@@ -56,11 +56,9 @@ def describe_regions(
     if truth is not None:
         truth = shrink_labels(truth, segments.shape[1:])
         image = torch.arange(len(segments), device=segments.device)[:, None, None]
-        cell = (image * slots + segments) * NUM_CLASSES + truth
+        cell = (image * slots + segments) * IGNORE + truth  # every class is below that
         counted = (segments >= 0) & (truth != IGNORE)
-        counts = torch.bincount(cell[counted], minlength=present.numel() * NUM_CLASSES).view(
-            *present.shape, NUM_CLASSES
-        )
+        counts = torch.bincount(cell[counted], minlength=present.numel() * IGNORE).view(*present.shape, IGNORE)
         majority = torch.where(counts.any(2), counts.argmax(2), -1)
     images, places = present.nonzero(as_tuple=True)
     at = (images, places)

@@ -42,7 +42,8 @@ def _restore(path: Path, config: Config) -> "Restored":
     convention = None if config.convention == "auto" else config.convention
     path = checkpoint.resolve(path, "best.pt")
     device = pick_device(config.device)
-    return restore_model(path, head_dilations=config.head_dilations, convention=convention, device=device)
+    found = {"head_dilations": config.head_dilations, "convention": convention, "classes": config.classes}
+    return restore_model(path, **found, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,8 @@ class Train:
 class Evaluate:
     """Score a network on held-out images at the labels' own resolution.
 
-    IoU of each class, and their means over the classes asked for and over 19, 16 and 13.
+    IoU of each class, and their means over the classes asked for and over the class list's score sets, as far as the
+    labels have these classes.
     """
 
     READS: ClassVar[Sequence[str]] = (
@@ -101,16 +103,17 @@ class Evaluate:
             restored.convention,
             restored.device,
             labelled_ids=held_out.class_ids,
+            sets=restored.classes.sets,
         )
-        found = evaluation_report(scores, restored.weights, held_out_name(config), len(held_out))
+        found = evaluation_report(scores, restored.classes, restored.weights, held_out_name(config), len(held_out))
         warn_if_void(found["scores"], held_out)
-        _tell(found, evaluation_text(found), self.report)
+        _tell(found, evaluation_text(found, restored.classes), self.report)
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Label pictures: OUT/labels (ids as PNG), OUT/colour (Cityscapes' palette) and OUT/overlay."""
+    """Label pictures: OUT/labels (ids as PNG), OUT/colour, OUT/overlay, and OUT/classes.yaml, which names the ids."""
 
     READS: ClassVar[Sequence[str]] = (*_START, *_NETWORK, "target_size")
 
@@ -124,7 +127,8 @@ class Predict:
     input_size: tuple[int, int] | None = None
     """Width and height that the network sees. Default: the area of --target-size in the picture's own proportions."""
     label_ids: bool = False
-    """Write Cityscapes' label ids, as its server wants them, instead of train ids."""
+    """Write the first of each class's ids in the class list instead of its place there: of Cityscapes, the label ids
+    that its server wants."""
 
     def run(self) -> int:
         from simfast.inference.predict import predict
@@ -135,13 +139,14 @@ class Predict:
             restored.convention,
             self.inputs,
             self.out,
+            classes=restored.classes,
             target_size=self.config.target_size,
             size=self.input_size,
             device=restored.device,
             label_ids=self.label_ids,
             workers=max(1, self.config.workers),
         )
-        log.info("%s: labels/, colour/, overlay/", self.out)
+        log.info("%s: labels/, colour/, overlay/, classes.yaml", self.out)
         return int(bool(skipped))
 
 

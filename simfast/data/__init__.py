@@ -52,7 +52,7 @@ def open_dataset(
 
     Its label_files are one of three. A folder in ROOT/SPLIT, ROOT or the working folder, with the images' names. A
     pattern as "{dir}/{stem}_L.png", relative to ROOT, with the image's own {dir} and {stem}, its {name} and that one's
-    {parent}, and {root}. Rules "A -> B", with commas between, which one after the other replace text in the image's path
+    {parent}, and {root}. Rules "A -> B", with commas between, that one after the other replace text in the image's path
     under ROOT. Where no file has the very name, one with another suffix will do. Images and labels may lie in one
     folder: the label map of another image is no image, nor is a picture to which no rule applies.
 
@@ -108,7 +108,7 @@ def open_dataset(
         images=_last_name(images) if images else None,
         ids=None if table is None else tuple(sorted(table.items())),
         classes=None if classes == CITYSCAPES or not own_labels else _in_words(classes),
-        label_files=_portable(label_files) if label_files else None,
+        label_files=None if label_files is None else _portable(label_files),
         image_files="/".join(Path(os.path.abspath(image_files)).parts[-2:]) if image_files else None,
     )
     if root is None and image_files is None and (name == "folder" or (name != "streets" and cache is None)):

@@ -104,12 +104,3 @@ def read_ids(path: Path, classes: Classes) -> dict[int, int]:
             raise ValueError(f"{path}: {rule}, got {raw}: {given!r}")
         ids[raw] = known[given]
     return ids
-
-
-# Until all that reads them takes a class list.
-NUM_CLASSES = len(CITYSCAPES)
-CLASS_NAMES = CITYSCAPES.names
-CLASS_SETS = {int(name): ids for name, ids in CITYSCAPES.sets.items()}
-LABEL_IDS = tuple(_LABEL_IDS.values())
-PALETTE = palette(CITYSCAPES)
-STUFF, THINGS = CITYSCAPES.stuff, CITYSCAPES.things

@@ -90,9 +90,15 @@ def open_folder(
     pictures, passed_over = find_files(images, IMAGE_SUFFIXES, leave=partial(_leave, images, root, files))
     pairs: dict[Path, Path | None] = {}
     if files is not None:
+        if labelled:
+            files.require()
         pairs, no_images = pair_up(pictures, files)
-        passed_over |= no_images
-        pictures = {image: pictures[image] for image in pairs}
+        if labelled and pictures and not pairs:
+            rule = f"{files.pattern!r} must apply to the path of an image"
+            raise ValueError(f"{OPTION}: {rule}, got {next(iter(pictures))}")
+        if pairs:  # else what is said of labels is said of another part, which has some
+            passed_over |= no_images
+            pictures = {image: pictures[image] for image in pairs}
     names = by_name(images, pictures, "an image", IMAGE_SUFFIXES)
     labels, problems, unused, said = None, (), (), said + sentences(images, passed_over)
     if labelled and files is None:

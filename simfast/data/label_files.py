@@ -32,7 +32,7 @@ class LabelFiles:
                 maps may also be beside `images` (or in it, where it has another name), or in the working folder.
 
         Raises:
-            ValueError: an unknown field, a rule of another form, or no such folder; names the option.
+            ValueError: an unknown field, or a rule of another form; names the option.
         """
         self.pattern, self.root = pattern, images.parent if root is None else root
         self.folder: Path | None = None
@@ -42,6 +42,8 @@ class LabelFiles:
             above = Path(os.path.abspath(self.root))
             self._bases = [*((base, all) for base in (self.root, *above.parents)), *self._bases]
         self._folders, self._listed = Folders(), cache(_label_maps)
+        if not pattern.strip():
+            raise ValueError(f"{OPTION}: must be a folder, a pattern or rules, got {pattern!r}")
         if ARROW in pattern:
             self._rules = [_rule(rule, pattern) for rule in pattern.split(",")]
         elif "{" in pattern or "}" in pattern:
@@ -50,7 +52,14 @@ class LabelFiles:
             part = images.parent if images.name == "images" else images
             folders = (part / pattern, self.root / pattern, Path(pattern))
             self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-            rule = f'a folder in {part}, {self.root} or here, a pattern such as "{{dir}}/{{stem}}_L.png", or "A -> B"'
+
+    def require(self) -> None:
+        """
+        Raises:
+            ValueError: the label maps are to lie in a folder, and it is not there; names the option.
+        """
+        if self.folder is not None:
+            rule = 'a folder beside the images, in the root or here, a pattern as "{dir}/{stem}_L.png", or "A -> B"'
             require_folder(self.folder, f"; {OPTION} must be {rule}")
 
     def expected(self, image: Path, name: str) -> Path | None:
@@ -99,9 +108,6 @@ def pair_up(images: Mapping[Path, str], labels: LabelFiles) -> tuple[dict[Path, 
 
     Args:
         images: file -> name.
-
-    Raises:
-        ValueError: no rule applies to any; names the option.
     """
     found = {image: labels.find(image, name) for image, name in images.items()}
     own = dict(zip(found, places(found), strict=True))
@@ -119,8 +125,6 @@ def pair_up(images: Mapping[Path, str], labels: LabelFiles) -> tuple[dict[Path, 
             passed_over.setdefault(what, []).append(image)
         else:
             pairs[image] = label
-    if found and not pairs:
-        raise ValueError(f"{OPTION}: {labels.pattern!r} must apply to the path of an image, got {next(iter(found))}")
     return pairs, passed_over
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+HIDDEN = (".", "@eaDir", "__MACOSX")
+"""How the names of hidden files and folders begin; two are what Synology and macOS add, with pictures in them."""
 PassedOver = dict[str, list[Path]]
 """Files by what they are, a plural, that they were passed over for: "hidden files"."""
 
@@ -96,7 +98,7 @@ def find_files(
         seen.add(real)
         for entry in _entries(here):
             path, what = here / entry.name, None
-            if entry.name.startswith("."):
+            if entry.name.startswith(HIDDEN):
                 what = "hidden files or folders"
             elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
                 if not nested:

@@ -1,13 +1,12 @@
 """Confusion matrix and IoU of a network on a labelled data set, at the labels' own resolution."""
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from simfast.data.classes import CLASS_SETS
 from simfast.models.upsampled import upsample
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
@@ -78,34 +77,42 @@ class Scores:
     """What an evaluation found. A mean is over those classes of its set that have an IoU, added in the order of their
     ids, as cityscapesscripts does.
 
-    A pixel counts against the class predicted for it whatever its true class, also where a mean leaves that out.
+    A class that no pixel of the labels has has no IoU, whatever was predicted: there was nothing to be found.
+    (cityscapesscripts counts it as 0 once it is predicted.) A pixel counts against the class predicted for it whatever
+    its true class, also where a mean leaves that out.
 
     Attributes:
-        iou: intersection over union of each class that can be in the labels, in [0, 1], by class id; NaN where the
-            class is neither in the labels nor predicted.
+        iou: intersection over union of each class that can be in the labels, in [0, 1], by class id; NaN where they
+            have no pixel of it.
         class_ids: the classes asked for, ascending.
         miou: mean over class_ids; NaN where none has an IoU.
-        means: mean over each of `CLASS_SETS` by its number of classes, of those whose every class can be in the labels.
+        means: mean over each of the named sets whose every class can be in the labels.
         pixel_accuracy: share of labelled pixels that are right.
     """
 
     iou: dict[int, float]
     class_ids: tuple[int, ...]
     miou: float
-    means: dict[int, float]
+    means: dict[str, float]
     pixel_accuracy: float
 
     @staticmethod
-    def of(confusion: Tensor, class_ids: Iterable[int], labelled_ids: Iterable[int] | None = None) -> "Scores":
+    def of(
+        confusion: Tensor,
+        class_ids: Iterable[int],
+        labelled_ids: Iterable[int] | None = None,
+        sets: Mapping[str, Iterable[int]] | None = None,
+    ) -> "Scores":
         """Scores of a confusion matrix.
 
         Args:
             confusion: integer [K, K], of `count_confusion`.
             class_ids: the classes whose mean is `miou`.
             labelled_ids: the classes that can be in the labels; None: class_ids.
+            sets: further classes to take the mean of, by name (`Classes.sets`).
 
         Raises:
-            ValueError: a class asked for that cannot be in the labels, whose IoU would be 0 however good the network.
+            ValueError: a class asked for that cannot be in the labels.
         """
         class_ids = tuple(sorted(class_ids))
         labelled = class_ids if labelled_ids is None else tuple(sorted(labelled_ids))
@@ -114,8 +121,8 @@ class Scores:
         confusion = confusion.double().cpu()
         hit = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hit
-        iou = {c: float(hit[c] / union[c]) for c in labelled}  # 0 / 0 is NaN
-        means = {n: _mean(iou, ids) for n, ids in CLASS_SETS.items() if set(ids) <= set(labelled)}
+        iou = {c: float(hit[c] / union[c]) if confusion[c].any() else math.nan for c in labelled}
+        means = {name: _mean(iou, ids) for name, ids in (sets or {}).items() if set(ids) <= set(labelled)}
         return Scores(iou, class_ids, _mean(iou, class_ids), means, float(hit.sum() / confusion.sum()))
 
 
@@ -137,6 +144,7 @@ def evaluate(
     keep: int = 0,
     *,
     labelled_ids: Iterable[int] | None = None,
+    sets: Mapping[str, Iterable[int]] | None = None,
     total: Callable[[Tensor], Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Scores, list[tuple[Tensor, Tensor, Tensor]]]:
@@ -150,6 +158,7 @@ def evaluate(
         device: where to compute.
         keep: how many pictures to return for looking at: of as many batches, evenly spread, the first image.
         labelled_ids: the classes that can be in the labels, which all get an IoU; None: class_ids.
+        sets: further classes to take the mean of, by name (`Classes.sets`).
         total: where several processes evaluate a share each, what sums a tensor over them; all get the scores of all.
         dtype: of the network's arithmetic; the logits are upsampled in float32 whatever it is.
 
@@ -185,4 +194,4 @@ def evaluate(
         confusion, broken = total(confusion), total(broken)
     if broken:
         raise ValueError("evaluate: logits must be finite, got NaN or infinity for at least one image")
-    return Scores.of(confusion, class_ids, labelled_ids), pictures
+    return Scores.of(confusion, class_ids, labelled_ids, sets), pictures

@@ -1,4 +1,4 @@
-"""Label maps of a user's own pictures: train ids, colours, and an overlay, each at its picture's own size."""
+"""Label maps of a user's own pictures: ids, colours, and an overlay, each at its picture's own size."""
 
 import logging
 import math
@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from simfast.data.classes import LABEL_IDS, PALETTE
+from simfast.config.classes import Classes
+from simfast.data.classes import palette
 from simfast.data.pictures import IMAGE_SUFFIXES, read_image
 from simfast.inference.evaluate import full_size_labels
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
+from simfast.runtime.files import write_text
 
 log = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 32
 KINDS = ("labels", "colour", "overlay")
+LIST_FILE = "classes.yaml"
+HEADER = "# What the ids in labels/ are, as `simfast predict` wrote them. With --classes, this file reads them.\n"
 
 
 class Skipped(NamedTuple):
@@ -49,14 +54,16 @@ def predict(
     inputs: Path | Sequence[Path],
     out: Path,
     *,
+    classes: Classes,
     target_size: tuple[int, int] = (1024, 512),
     size: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
     label_ids: bool = False,
     workers: int = 4,
 ) -> list[Skipped]:
-    """Writes OUT/labels/NAME.png (8-bit ids), OUT/colour/NAME.png (Cityscapes' palette) and OUT/overlay/NAME.png (half
-    picture, half colours), all of the picture's own size. A file of that name is replaced whole or not at all.
+    """Writes OUT/labels/NAME.png (ids), OUT/colour/NAME.png (the classes' colours) and OUT/overlay/NAME.png (half
+    picture, half colours), all of the picture's own size, and OUT/classes.yaml, which says what the ids are, as a class
+    list that reads these labels. A file of that name is replaced whole or not at all.
 
     Pictures may have any mode: transparency is ignored, of 16-bit grey the high byte counts, and one that is stored
     sideways (EXIF) is turned upright. The rest is as `simfast.inference.evaluate.evaluate` does it.
@@ -67,10 +74,12 @@ def predict(
         inputs: pictures, and folders that are searched with their sub-folders, which the output keeps; hidden files
             and this function's own output in OUT are passed over.
         out: the folder to write to.
+        classes: the network's.
         target_size: width and height of target images in training; its area is what the network is given.
         size: width and height that the network is given instead.
         device: where to compute.
-        label_ids: write Cityscapes label ids, as its benchmark server expects, instead of train ids.
+        label_ids: write the first of each class's `ids` in the list instead of its place there: of Cityscapes, the
+            label ids that its benchmark server expects. 16-bit PNG where one is over 255.
         workers: threads that read and write.
 
     Returns:
@@ -78,12 +87,16 @@ def predict(
 
     Raises:
         ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two
-            inputs with one output, an output that is an input, a size under 32; later: logits that are not finite.
+            inputs with one output, an output that is an input, a size under 32, a class without the id asked for, a
+            classes.yaml of another origin; later: logits that are not finite, or of another number of classes.
         OSError: an output cannot be written.
     """
     if size is not None and min(size) < SMALLEST_SIDE:
         raise ValueError(f"size: must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}, got {size}")
     names = _output_names([inputs] if isinstance(inputs, str | Path) else inputs, Path(out))
+    ids, colours, legend = _ids(classes, label_ids), palette(classes), Path(out) / LIST_FILE
+    if legend.exists() and not legend.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
+        raise ValueError(f"{legend}: would be overwritten by the list of what the labels are; choose another folder")
     skipped: list[Skipped] = []
 
     def read(path: Path) -> tuple[Path, Image.Image, Image.Image] | Skipped:
@@ -101,18 +114,22 @@ def predict(
                 bar.update()
             else:
                 path, photo, image = picture
-                yield path, photo, _labels(model, convention, image, photo.size[::-1], device, path)
+                yield path, photo, _labels(model, convention, image, photo.size[::-1], device, path, len(classes))
 
     def write(prediction: tuple[Path, Image.Image, np.ndarray]) -> None:
         path, photo, labels = prediction
-        _write(Path(out), names[path], photo, labels, label_ids)
+        _write(Path(out), names[path], photo, labels, ids, colours)
 
     was_training = model.training
     model.eval()
     try:
         bar = Progress(total=len(names), desc="predict", unit="image")
         with bar, ThreadPoolExecutor(workers) as pool:
-            for _ in _ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers):
+            for done, _ in enumerate(
+                _ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers)
+            ):
+                if done == 0:
+                    write_text(legend, HEADER + _listed(classes, ids).text())
                 bar.update()
     finally:
         model.train(was_training)
@@ -156,22 +173,41 @@ def _pictures(folder: Path, out: Path) -> list[Path]:
     return found
 
 
+def _ids(classes: Classes, label_ids: bool) -> np.ndarray:
+    """What is written for each class, uint8 or uint16 [K]."""
+    if not label_ids:
+        return np.arange(len(classes), dtype=np.uint8)
+    for entry in classes.entries:
+        if not entry.ids:
+            raise ValueError(f"label_ids: every class of {classes} must have ids, got none for {entry.name!r}")
+    ids = np.array([entry.ids[0] for entry in classes.entries], np.uint16)
+    return ids if ids.max() > 255 else ids.astype(np.uint8)
+
+
+def _listed(classes: Classes, ids: np.ndarray) -> Classes:
+    """The class list that reads what was written."""
+    entries = tuple(replace(one, ids=(int(i),), colours=()) for one, i in zip(classes.entries, ids, strict=True))
+    return Classes(f"predictions, {classes.title}", entries, score_sets=classes.score_sets)
+
+
 @torch.no_grad()
-def _labels(model, convention: str, image: Image.Image, size: tuple[int, int], device, path: Path) -> np.ndarray:
+def _labels(
+    model, convention: str, image: Image.Image, size: tuple[int, int], device, path: Path, num_classes: int
+) -> np.ndarray:
     planes = torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
     _, logits = model(normalise(planes[None].to(device), convention))
     if not logits.isfinite().all():
         raise ValueError(f"predict: logits must be finite, got NaN or infinity for {path}")
+    if logits.shape[1] != num_classes:
+        raise ValueError(f"classes: must be the network's {logits.shape[1]}, got {num_classes}")
     return full_size_labels(logits[0], size).cpu().numpy()
 
 
-def _write(out: Path, name: Path, photo: Image.Image, labels: np.ndarray, label_ids: bool) -> None:
-    colours = Image.fromarray(labels)
-    colours.putpalette(PALETTE.tobytes())
-    ids = np.array(LABEL_IDS, np.uint8)[labels] if label_ids else labels
-    pictures = dict(
-        zip(KINDS, (Image.fromarray(ids), colours, Image.blend(photo, colours.convert("RGB"), 0.5)), strict=True)
-    )
+def _write(out: Path, name: Path, photo: Image.Image, labels: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> None:
+    painted = Image.fromarray(labels)
+    painted.putpalette(colours.tobytes())
+    overlay = Image.blend(photo, painted.convert("RGB"), 0.5)
+    pictures = dict(zip(KINDS, (Image.fromarray(ids[labels]), painted, overlay), strict=True))
     finals = {kind: out / kind / name for kind in KINDS}
     parts = {kind: path.with_name(path.name + ".part") for kind, path in finals.items()}
     try:

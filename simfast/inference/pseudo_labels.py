@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from simfast.data.classes import CLASS_NAMES, IGNORE, NUM_CLASSES
+from simfast.config.classes import IGNORE
 from simfast.data.listing import inside
 from simfast.data.loader import evaluation_loader
 from simfast.models import checkpoint
@@ -45,7 +45,7 @@ def make_pseudo_labels(
     convention: str,
     device: torch.device,
     *,
-    num_classes: int = NUM_CLASSES,
+    class_names: Sequence[str],
     softmax_at: str = "labels",
     cap: float = 0.9,
     workers: int = 0,
@@ -69,7 +69,7 @@ def make_pseudo_labels(
         out: folder to write to, made if need be.
         convention: the input the network expects, "bgr" or "rgb".
         device: where to compute.
-        num_classes: K of the network.
+        class_names: of the K classes of the network, in their order.
         softmax_at: "labels": of the upsampled logits (Eq. 9); "features": at stride 8, then upsampled (released code).
         cap: the highest threshold, in (0, 1].
         workers: processes that read ahead; 0 reads in this one.
@@ -91,14 +91,15 @@ def make_pseudo_labels(
         raise ValueError(f"softmax_at: must be one of {', '.join(SOFTMAX_AT)}, got {softmax_at!r}")
     if not 0 < cap <= 1:
         raise ValueError(f"cap: must be in (0, 1], got {cap}")
+    num_classes = len(class_names)
     if not 2 <= num_classes <= IGNORE:
-        raise ValueError(f"num_classes: must be from 2 to {IGNORE}, got {num_classes}")
+        raise ValueError(f"class_names: must be from 2 to {IGNORE}, got {num_classes}")
     if len(dataset) == 0:
         raise ValueError("dataset: must have an image, got none")
     info = json.loads(json.dumps(info or {}))  # what JSON cannot hold shows now, not after the work
     work = _Work(model, dataset, Path(out), convention, device, num_classes, softmax_at, workers, stop)
     fingerprint = _fingerprint(model, dataset.names, (convention, num_classes, softmax_at, cap, BINS, work.size))
-    if finished := _finished(work.out, dataset.names, fingerprint):
+    if finished := _finished(work.out, dataset.names, fingerprint, class_names):
         return finished
 
     histogram = _begin(work.out, dataset.names, fingerprint)
@@ -117,9 +118,9 @@ def make_pseudo_labels(
     height, width = work.size
     result = {"images": len(dataset), "size": [width, height], "softmax_at": softmax_at, "cap": cap, "info": info}
     result |= {"fingerprint": fingerprint, "classes": {}}
-    for c, median in enumerate(medians):
+    for c, (name, median) in enumerate(zip(class_names, medians, strict=True)):
         total = int(predicted[c].sum())
-        result["classes"][CLASS_NAMES[c] if num_classes == NUM_CLASSES else str(c)] = {
+        result["classes"][name] = {
             "threshold": None if median is None else min(median, cap),
             "median": median,
             "predicted_pixels": total,
@@ -129,6 +130,26 @@ def make_pseudo_labels(
     write_text(work.out / THRESHOLDS_FILE, json.dumps(result, indent=1) + "\n")
     (work.out / PROGRESS_FILE).unlink()
     return result
+
+
+def require_labels(folder: Path, class_names: Sequence[str]) -> None:
+    """
+    Args:
+        folder: of `make_pseudo_labels`.
+        class_names: of the run that is to train on them.
+
+    Raises:
+        ValueError: the folder is not complete, or of other classes.
+    """
+    path = folder / THRESHOLDS_FILE
+    if not path.exists():
+        raise ValueError(f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}")
+    theirs = list(_read_thresholds(path)["classes"])
+    if theirs != list(class_names):
+        raise ValueError(
+            f"pseudo_labels: {folder} must be of the run's classes ({', '.join(class_names)}), "
+            f"got labels of {', '.join(theirs)}"
+        )
 
 
 class _Work:
@@ -215,7 +236,7 @@ class _Work:
             raise ValueError(f"{name}: must have the first image's size (H, W) {self.size}, got {images.shape[2:]}")
         _, logits = self.model(normalise(images.to(self.device, non_blocking=True), self.convention))
         if logits.shape[1] != self.num_classes:
-            raise ValueError(f"num_classes: must be the network's {logits.shape[1]}, got {self.num_classes}")
+            raise ValueError(f"class_names: must be of the network's {logits.shape[1]} classes, got {self.num_classes}")
         if self.softmax_at == "features":
             return upsample(F.softmax(logits.float(), 1), self.size).max(1)
         return F.softmax(upsample(logits.float(), self.size), 1).max(1)
@@ -242,17 +263,22 @@ def _median(counts: np.ndarray) -> float | None:
     return float(np.searchsorted(below, middle, side="right").mean() / BINS) if below[-1] else None
 
 
-def _finished(out: Path, names: Sequence[str], fingerprint: str) -> dict[str, Any] | None:
+def _read_thresholds(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+        result["fingerprint"], dict(result["classes"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: must be what pseudo labels come with, got {error!r}") from error
+    return result
+
+
+def _finished(out: Path, names: Sequence[str], fingerprint: str, class_names: Sequence[str]) -> dict[str, Any] | None:
     """What a complete set says of itself; None where there is none."""
     path = out / THRESHOLDS_FILE
     if not path.exists():
         return None
-    try:
-        result = json.loads(path.read_text())
-        theirs = result["fingerprint"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: must be what pseudo labels come with, got {error!r}") from error
-    if theirs != fingerprint:
+    result = _read_thresholds(path)
+    if (result["fingerprint"], list(result["classes"])) != (fingerprint, list(class_names)):
         raise ValueError(
             f"{path}: must be of this network, data set and options, got another's; remove {out} to make them anew"
         )

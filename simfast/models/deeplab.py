@@ -16,7 +16,7 @@ DOMAINS = ("source", "target")
 
 
 def deeplab_v2(
-    arch: str, num_classes: int = 19, head_dilations: Sequence[int] = (6, 12, 18, 24), batch_norm: str = "train"
+    arch: str, num_classes: int, head_dilations: Sequence[int] = (6, 12, 18, 24), batch_norm: str = "train"
 ) -> "DeepLabV2":
     """A randomly initialised DeepLabV2; see `DeepLabV2` for the arguments."""
     return DeepLabV2(arch, num_classes, head_dilations, batch_norm)
@@ -52,7 +52,7 @@ class DeepLabV2(nn.Module):
     def __init__(
         self,
         arch: str,
-        num_classes: int = 19,
+        num_classes: int,
         head_dilations: Sequence[int] = (6, 12, 18, 24),
         batch_norm: str = "train",
     ) -> None:

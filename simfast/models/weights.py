@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from simfast.config.classes import CITYSCAPES, Classes, classes_of
 from simfast.models import checkpoint
 from simfast.models.checkpoint import FORMAT
 from simfast.models.deeplab import VGG16_FC6_FC7, DeepLabV2
@@ -41,6 +42,7 @@ class WeightsReport:
         dropped: (name in the file, why it was not used).
         missing: names of the model's tensors that the file does not have; they keep their initial values.
         convention: "bgr" or "rgb", how the input must be normalised for these weights.
+        classes: what the head tells apart, where the file or the caller says so.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class WeightsReport:
     dropped: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
     convention: str
+    classes: Classes | None = None
 
 
 class WeightsFile(NamedTuple):
@@ -64,13 +67,24 @@ class WeightsFile(NamedTuple):
     settings: dict[str, Any] | None
     """The settings of the run that this package's checkpoint comes from; None for any other file."""
 
+    @property
+    def classes(self) -> Classes | None:
+        """What the head of this package's checkpoint tells apart; None for any other file."""
+        return None if self.settings is None else classes_of(self.settings.get("classes", CITYSCAPES))
 
-def load_weights(model: DeepLabV2, path: str | Path | WeightsFile, convention: str | None = None) -> WeightsReport:
+
+def load_weights(
+    model: DeepLabV2,
+    path: str | Path | WeightsFile,
+    convention: str | None = None,
+    *,
+    classes: Classes | None = None,
+) -> WeightsReport:
     """Copies a file's weights into model and reports what matched; on an error the model is left as it was.
 
     Files: this package's checkpoints; AdaptSegNet's initial weights (`Scale.` prefix) and checkpoints, the released SIM
     ones among them, with or without `module.`; torchvision's ResNet-18/50/101 and VGG16; any float type.
-    A head with another number of classes, branches of the head that the model does not have, ImageNet classifiers and
+    A head with other classes, branches of the head that the model does not have, ImageNet classifiers and
     the family's `layer5` are dropped and reported. A head may be missing altogether; a backbone may not, except fc6
     and fc7 of VGG16 with a torchvision file.
     The released code trains and uses the first two branches of its four: load such a file with head_dilations (6, 12).
@@ -81,6 +95,8 @@ def load_weights(model: DeepLabV2, path: str | Path | WeightsFile, convention: s
         convention: "bgr" or "rgb" where the file does not tell. By itself it tells when it is this package's
             checkpoint, or has names of the AdaptSegNet family's own ("bgr"), or an ImageNet classifier ("rgb").
             Pass "bgr" for a caffe VGG16 saved under torchvision's names: it looks like a torchvision file.
+        classes: what the model's head tells apart. A trained head is used only if its classes have the same names in
+            the same order; that of a file that is not ours has Cityscapes'. None: if it has as many.
 
     Raises:
         FileNotFoundError: path is not a file.
@@ -95,7 +111,7 @@ def load_weights(model: DeepLabV2, path: str | Path | WeightsFile, convention: s
     if torchvision_vgg16:
         tensors = {_family_vgg16_name(name): tensor for name, tensor in tensors.items()}
     wanted = model.state_dict()
-    used, dropped = _select(tensors, wanted, model, file.path)
+    used, dropped = _select(tensors, wanted, model, file.path, _other_classes(file, classes))
 
     counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
     missing = [name for name in counted if name not in used]
@@ -130,7 +146,13 @@ def load_weights(model: DeepLabV2, path: str | Path | WeightsFile, convention: s
             file.path,
         )
     return WeightsReport(
-        file.path, len(counted) - len(missing), len(counted), tuple(dropped), tuple(missing), convention
+        file.path,
+        len(counted) - len(missing),
+        len(counted),
+        tuple(dropped),
+        tuple(missing),
+        convention,
+        classes or file.classes,
     )
 
 
@@ -219,8 +241,18 @@ def _family_vgg16_name(name: str) -> str:
     return ".".join([stem, TORCHVISION_VGG16_CONV5.get(index, index), *rest]) if stem == "features" else name
 
 
+def _other_classes(file: WeightsFile, classes: Classes | None) -> str | None:
+    """Why the file's trained head is not the model's, as far as names tell; None if it may be."""
+    if classes is None:
+        return None
+    theirs = file.classes or CITYSCAPES
+    pairs = enumerate(zip(theirs.names, classes.names))  # noqa: B905  a head of fewer or more is told by its shape
+    different = next((f"class {c} is {there} there, {here} here" for c, (there, here) in pairs if there != here), None)
+    return different and f"a head of other classes ({theirs}): {different}"
+
+
 def _select(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], model: DeepLabV2, path: Path
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], model: DeepLabV2, path: Path, other_names: str | None
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     """The tensors that model takes, and (name, reason) of those it does not."""
     head = f"{model.head_name}."
@@ -239,6 +271,8 @@ def _select(
             dropped.append((name, "a head that the model does not have"))
         elif name.startswith(head) and other_classes:
             dropped.append((name, f"a head of {max(other_classes)} classes, the model has {model.num_classes}"))
+        elif name.startswith(head) and other_names:
+            dropped.append((name, other_names))
         elif name.startswith(f"{head}conv2d_list.") and name not in wanted:
             dropped.append((name, f"a branch beyond the model's {len(model.head.conv2d_list)}"))
         elif name not in wanted and name.split(".")[0] in backbone:

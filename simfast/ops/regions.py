@@ -8,7 +8,7 @@ from torch import Tensor
 from simfast.ops import library
 from simfast.ops.checks import check_connectivity, check_map
 
-MAX_CLASSES = 64  # kMaxClasses of csrc/kernels.h: the class ids travel inside the kernel's arguments
+MAX_CLASSES = 64  # kMaxClasses of csrc/kernels.h: the class ids travel inside the kernel's arguments. More take turns.
 
 
 def find_regions(
@@ -23,7 +23,7 @@ def find_regions(
 
     Args:
         labels: integer [B, H, W] (uint8, int16, int32 or int64), any strides, H * W < 2^31.
-        stuff, things: distinct class ids; no id in both; at most 64 together.
+        stuff, things: distinct class ids; no id in both. Every further 64 of them are a search of their own.
         max_instances: z of Algorithm 1, at least 1.
         connectivity: 8 or 4.
 
@@ -45,7 +45,19 @@ def find_regions(
     if len(stuff) + len(things) * max_instances >= 2**31:
         raise ValueError(f"find_regions: max_instances must leave less than 2^31 slots, got {max_instances}")
     library.require("find_regions", labels.device)
-    return torch.ops.simfast.find_regions.default(labels, stuff, things, max_instances, connectivity)
+    find = torch.ops.simfast.find_regions.default
+    if len(stuff) + len(things) <= MAX_CLASSES:
+        return find(labels, stuff, things, max_instances, connectivity)
+    # Regions of different classes share no pixel, and the slots of classes that follow one another do so too.
+    segments, areas, num_slots = None, [], 0
+    for first in range(0, len(stuff) + len(things), MAX_CLASSES):
+        last = first + MAX_CLASSES
+        some = list(stuff[first:last]), list(things[max(0, first - len(stuff)) : max(0, last - len(stuff))])
+        found, of_some = find(labels, *some, max_instances, connectivity)
+        segments = found if segments is None else torch.where(found >= 0, found + num_slots, segments)
+        areas.append(of_some)
+        num_slots += of_some.shape[1]
+    return segments, torch.cat(areas, 1)
 
 
 def _check_classes(stuff: Sequence[int], things: Sequence[int]) -> None:
@@ -53,10 +65,6 @@ def _check_classes(stuff: Sequence[int], things: Sequence[int]) -> None:
     if len(set(classes)) != len(classes):
         raise ValueError(
             f"find_regions: stuff and things must hold distinct class ids, got {list(stuff)} and {list(things)}"
-        )
-    if len(classes) > MAX_CLASSES:
-        raise ValueError(
-            f"find_regions: stuff and things must hold at most {MAX_CLASSES} class ids, got {len(classes)}"
         )
 
 

@@ -1,98 +1,160 @@
 """Scores of an evaluation as a row of metrics, a table, JSON and text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
-from simfast.data.classes import CLASS_NAMES, CLASS_SETS
+from simfast.config.classes import Classes
 from simfast.inference.evaluate import Scores
 from simfast.models.weights import WeightsReport
 
 
-def score_row(scores: Scores) -> dict[str, float | None]:
+def score_row(scores: Scores, classes: Classes) -> dict[str, float | None]:
     """Scores as one flat row of metrics, in [0, 1]; None where there is no value.
 
-    miou; classes, the number of classes that miou is a mean of; miou/19, miou/16 and miou/13, as far as the labels
-    have these classes; pixel_accuracy; iou/CLASS.
+    miou; classes, the number of classes that miou is a mean of; miou/SET, for each of the class list's score sets whose
+    classes the labels can have; pixel_accuracy; iou/CLASS.
     """
-    row: dict[str, float] = {"miou": scores.miou, "classes": len(_found(scores, scores.class_ids))}
-    row |= {f"miou/{n}": value for n, value in scores.means.items()}
+    names = classes.names
+    row: dict[str, float] = {"miou": scores.miou, "classes": len(_found(scores, scores.class_ids, classes))}
+    row |= {f"miou/{name}": value for name, value in scores.means.items()}
     row["pixel_accuracy"] = scores.pixel_accuracy
-    row |= {f"iou/{CLASS_NAMES[c]}": value for c, value in scores.iou.items()}
+    row |= {f"iou/{names[c]}": value for c, value in scores.iou.items()}
     return {name: None if math.isnan(value) else value for name, value in row.items()}
 
 
-def score_table(columns: dict[str, dict[str, float | None]], class_ids: Sequence[int] | None = None) -> str:
+def score_table(
+    columns: dict[str, dict[str, float | None]], classes: Classes, class_ids: Sequence[int] | None = None
+) -> str:
     """IoU per class and their means, in percent, one column an evaluation; says over how many classes each mean is.
 
     Args:
         columns: rows of `score_row` by their titles.
+        classes: of all of them.
         class_ids: the classes that miou is over: names of all others are put in brackets. None: no brackets.
     """
     rows = []
-    for c, name in enumerate(CLASS_NAMES):
+    for c, name in enumerate(classes.names):
         if any(f"iou/{name}" in row for row in columns.values()):
             title = name if class_ids is None or c in class_ids else f"({name})"
             rows.append([title] + [_percent(row.get(f"iou/{name}")) for row in columns.values()])
     rows.append(["classes"] + [row.get("classes", "-") for row in columns.values()])
     rows.append(["mIoU"] + [_percent(row["miou"]) for row in columns.values()])
-    for n, ids in CLASS_SETS.items():
-        if any(f"miou/{n}" in row for row in columns.values()):
-            rows.append([f"mIoU, {n} classes"] + [_mean_cell(row, n, ids) for row in columns.values()])
+    for name, ids in classes.sets.items():
+        if any(f"miou/{name}" in row for row in columns.values()):
+            members = [classes.names[c] for c in ids]
+            rows.append([f"mIoU, {_set_title(name)}"] + [_mean_cell(row, name, members) for row in columns.values()])
     return tabulate(rows, headers=["IoU, %", *columns], disable_numparse=True, stralign="right")
 
 
-def _mean_cell(row: dict[str, float | None], n: int, ids: Sequence[int]) -> str:
+def scores_text(
+    columns: dict[str, dict[str, float | None]],
+    classes: Classes,
+    class_ids: Sequence[int],
+    trained_ids: Collection[int] | None = None,
+) -> str:
+    """A `score_table` of rows on the same labels, and under it their `coverage`."""
+    row = next(iter(columns.values()))
+    return "\n".join([score_table(columns, classes, class_ids), *coverage(row, classes, class_ids, trained_ids)])
+
+
+def coverage(
+    row: dict[str, float | None], classes: Classes, class_ids: Sequence[int], trained_ids: Collection[int] | None = None
+) -> list[str]:
+    """Sentences on the classes that a mean IoU leaves out, and why; none where it is over all of the list.
+
+    Args:
+        row: of `score_row`.
+        classes: the list.
+        class_ids: the classes asked for.
+        trained_ids: those that the training labels can have; None where nothing was trained.
+    """
+    names = classes.names
+    scored = [c for c in class_ids if row.get(f"iou/{names[c]}") is not None]
+    absent = [c for c in class_ids if c not in scored]
+    unasked = [c for c in range(len(names)) if c not in class_ids]
+    untrained = [] if trained_ids is None else [c for c in range(len(names)) if c not in trained_ids]
+    found = []
+    if len(scored) < len(names):
+        found.append(f"mIoU is over {len(scored)} of {len(names)} classes: {_few(scored, classes)}")
+    for ids, why in (
+        (absent, "the labels scored have no pixel of"),
+        (unasked, "left out of the mean"),
+        (untrained, "the training labels do not have"),
+    ):
+        if ids:
+            found.append(f"{why}: {_few(ids, classes)}")
+    return found
+
+
+def _set_title(name: str) -> str:
+    """A set that is named after its size is of so many classes."""
+    return f"{name} classes" if name.isdigit() else name
+
+
+def _mean_cell(row: dict[str, float | None], name: str, members: Sequence[str]) -> str:
     """A mean over a class set, with the number of classes it is really over where some have no IoU."""
-    count = sum(row.get(f"iou/{CLASS_NAMES[c]}") is not None for c in ids)
-    return _percent(row.get(f"miou/{n}")) + (f" (of {count})" if f"miou/{n}" in row and count < n else "")
+    count = sum(row.get(f"iou/{member}") is not None for member in members)
+    short = f" (of {count})" if f"miou/{name}" in row and count < len(members) else ""
+    return _percent(row.get(f"miou/{name}")) + short
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _found(scores: Scores, class_ids: Sequence[int]) -> list[str]:
-    return [CLASS_NAMES[c] for c in class_ids if not math.isnan(scores.iou[c])]
+def _found(scores: Scores, class_ids: Sequence[int], classes: Classes) -> list[str]:
+    return [classes.names[c] for c in class_ids if not math.isnan(scores.iou[c])]
 
 
-def evaluation_report(scores: Scores, weights: WeightsReport, data: str, images: int) -> dict[str, Any]:
+def _few(ids: Sequence[int], classes: Classes, most: int = 20) -> str:
+    names = [classes.names[c] for c in ids[:most]]
+    return (", ".join(names) or "none") + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+def evaluation_report(
+    scores: Scores, classes: Classes, weights: WeightsReport, data: str, images: int
+) -> dict[str, Any]:
     """What an evaluation of a checkpoint leaves as JSON: what was scored, on what, and over which classes.
 
     Args:
         scores: of `evaluate`.
+        classes: the network's.
         weights: what `load_weights` or `restore_model` said of the checkpoint.
         data: the data set and its part, as a reader knows them.
         images: how many were scored.
 
     Returns:
         {"checkpoint", "tensors": {"matched", "total", "dropped"}, "convention", "data", "images",
-        "scores": row of `score_row`, "means": {"miou", "miou/19" ...: names of the classes that the mean is over}}.
+        "scores": row of `score_row`, "means": {"miou", "miou/SET" ...: names of the classes that the mean is over},
+        "absent": names of the classes asked for that no pixel of the labels has}.
     """
-    sets = {"miou": scores.class_ids} | {f"miou/{n}": CLASS_SETS[n] for n in scores.means}
+    sets = {"miou": scores.class_ids} | {f"miou/{name}": classes.sets[name] for name in scores.means}
+    means = {name: _found(scores, ids, classes) for name, ids in sets.items()}
     return {
         "checkpoint": str(weights.path),
         "tensors": {"matched": weights.matched, "total": weights.total, "dropped": len(weights.dropped)},
         "convention": weights.convention,
         "data": data,
         "images": images,
-        "scores": score_row(scores),
-        "means": {name: _found(scores, ids) for name, ids in sets.items()},
+        "scores": score_row(scores, classes),
+        "means": means,
+        "absent": [classes.names[c] for c in scores.class_ids if classes.names[c] not in means["miou"]],
     }
 
 
-def evaluation_text(report: dict[str, Any]) -> str:
+def evaluation_text(report: dict[str, Any], classes: Classes) -> str:
     """An `evaluation_report` for the terminal."""
     tensors, means = report["tensors"], report["means"]
-    own = [CLASS_NAMES.index(name) for name in means["miou"]]
+    asked = [classes.names.index(name) for name in (*means["miou"], *report["absent"])]
     lines = [
         f"{report['checkpoint']}: {tensors['matched']} of {tensors['total']} tensors matched, "
         f"{tensors['dropped']} of the file unused, {report['convention']} input",
         f"{report['data']}: {report['images']} images",
         "",
-        score_table({"IoU": report["scores"]}, own),
+        scores_text({"IoU": report["scores"]}, classes, sorted(asked)),
         "",
     ]
     lines += [f"{name.replace('miou', 'mIoU')}: mean over {', '.join(names)}" for name, names in means.items()]

@@ -23,7 +23,7 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
     model = deeplab_v2(config.arch, len(config.classes), config.head_dilations, config.batch_norm)
     convention = None if config.convention == "auto" else config.convention
     if config.weights and not resumed:
-        convention = load_weights(model, config.weights, convention).convention
+        convention = load_weights(model, config.weights, convention, classes=config.classes).convention
     elif not resumed and not config.preset.startswith("streets") and config.preset != "auto":
         # Those presets have the paper's rates, which are for a pretrained backbone.
         log.warning(

@@ -22,7 +22,7 @@ from simfast.models import checkpoint
 from simfast.report.figures import save_curve
 from simfast.report.metrics import Metrics, read_metrics
 from simfast.report.panels import save_panel
-from simfast.report.scores import score_row, score_table
+from simfast.report.scores import score_row, scores_text
 from simfast.runtime import distributed
 from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
@@ -30,7 +30,7 @@ from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
 from simfast.training.first_look import first_look
 from simfast.training.folder import RunFolder, run_folder
-from simfast.training.looks import Scoring, Watching, is_better
+from simfast.training.looks import Scoring, Watching, is_better, titled
 from simfast.training.optimizers import poly
 from simfast.training.progress import TrainingProgress
 from simfast.training.stage2 import find_pseudo_labels
@@ -113,6 +113,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     log.info("%s: %s, steps %d to %d", config.row, what, first + 1, config.steps)
     pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
     loader, labelled, looks = open_data(config, device, first, pseudo_labels)
+    report = None if config.report_split is None else open_part(config, "report")  # what is missing shows now
     trainer = build_trainer(config, device, resumed)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
@@ -182,49 +183,44 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     result |= {"step": config.steps, "last": last, "best": best, "seconds": round(seconds(), 1)}
     result |= {"processes": processes, "environment": environment(device)}
     result |= looks.found()
-    reported: list[int] = []
-    if config.report_split is not None:
-        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled)
+    table = looks.table({name: result[name] for name in ("last", "best")})
+    if report is not None:
+        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled, report)
+        table = reported if config.scored else f"{table}\n\n{reported}"
     if lead:
-        write_results(config, out, result, looks, reported)
+        write_results(config, out, result, table)
     distributed.wait()
     return result
 
 
-def write_results(
-    config: Config, out: Path, result: dict[str, Any], looks: Scoring | Watching, reported: list[int]
-) -> None:
-    """What a run leaves at its end, beside its checkpoints. `reported`: the classes that the report's mean is over."""
+def write_results(config: Config, out: Path, result: dict[str, Any], table: str) -> None:
+    """What a run leaves at its end, beside its checkpoints."""
     save_curve(out / "curve.png", {config.row: read_metrics(out / "metrics.jsonl")})
     write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
-    if "report" not in result or not config.scored:
-        log.info("%s\n", looks.table({f"{name} ({result[name]['step']})": result[name] for name in ("last", "best")}))
-    if "report" in result:
-        columns = {f"{name} ({row['step']})": row for name, row in result["report"].items()}
-        log.info("%s\n%s\n", config.report_split, score_table(columns, reported))
+    log.info("%s\n", table)
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
 
 
 def score_report(
-    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture
-) -> tuple[dict[str, Any], list[int]]:
+    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture, part: Dataset
+) -> tuple[dict[str, Any], str]:
     """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on, in fp32 whatever the
-    run's precision, as `simfast evaluate` scores them; and the classes that their mean IoU is over."""
-    part, rows = open_part(config, "report"), {}
+    run's precision, as `simfast evaluate` scores them; and their table."""
     class_ids, loader = scored_classes(config, labelled, part), evaluation_loader(part, 1, config.workers)
+    rows: dict[str, Any] = {}
     for name in ("last", "best"):
         state = checkpoint.load(out / f"{name}.pt")
         if same := [row for row in rows.values() if row["step"] == state["step"]]:
             rows[name] = same[0]
             continue
         trainer.model.load_state_dict(state["model"])
-        scores, _ = evaluate(
-            trainer.model, loader, class_ids, trainer.convention, trainer.device, labelled_ids=part.class_ids
-        )
-        rows[name] = score_row(scores) | {"step": state["step"]}
+        own = {"labelled_ids": part.class_ids, "sets": config.classes.sets}
+        scores, _ = evaluate(trainer.model, loader, class_ids, trainer.convention, trainer.device, **own)
+        rows[name] = score_row(scores, config.classes) | {"step": state["step"]}
         warn_if_void(rows[name], part)
-    return rows, class_ids
+    table = scores_text(titled(rows), config.classes, class_ids, labelled.class_ids)
+    return rows, f"{config.report_split}\n{table}"
 
 
 def open_data(

@@ -8,7 +8,7 @@ import torch
 
 from simfast.config import Config
 from simfast.data.parts import open_part
-from simfast.inference.pseudo_labels import THRESHOLDS_FILE, make_pseudo_labels
+from simfast.inference.pseudo_labels import THRESHOLDS_FILE, make_pseudo_labels, require_labels
 from simfast.models import checkpoint
 from simfast.models.restore import Restored, restore_model
 from simfast.runtime.console import StopSignals
@@ -25,17 +25,19 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
         out: the run's folder.
 
     Raises:
-        ValueError: the folder is not complete, and there is no stage 1 to complete it.
+        ValueError: the folder is not complete, and there is no stage 1 to complete it; it, or stage 1, is of other
+            classes.
         SystemExit: a signal; what is made so far is kept.
     """
     folder = config.pseudo_labels or out / "pseudo-labels"
     if (folder / THRESHOLDS_FILE).exists() and (config.resume or config.stage1 is None):
+        require_labels(folder, config.classes.names)
         return folder
     if config.stage1 is None:
         raise ValueError(
             f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}; give --stage1 to make it"
         )
-    restored = restore_model(checkpoint.resolve(config.stage1, "best.pt"), device=device)
+    restored = restore_model(checkpoint.resolve(config.stage1, "best.pt"), classes=config.classes, device=device)
     try:
         label_target(config, restored, folder, device)
     except SystemExit:
@@ -66,6 +68,7 @@ def label_target(config: Config, restored: Restored, folder: Path, device: torch
             folder,
             restored.convention,
             device,
+            class_names=restored.classes.names,
             softmax_at=config.pseudo_softmax,
             cap=config.pseudo_cap,
             workers=config.workers,

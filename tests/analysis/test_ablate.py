@@ -19,6 +19,7 @@ from simfast.analysis import ablate
 from simfast.analysis.ablation_table import PUBLISHED, summarise
 from simfast.analysis.rows import Run, plan
 from simfast.config import Config
+from simfast.config.classes import built_in
 from simfast.config.presets import PRESETS
 from simfast.data import open_dataset
 from simfast.data.parts import arguments_of
@@ -73,7 +74,7 @@ def test_the_module_rows_are_those_of_table_2(shared):
 
 
 def test_it_is_the_users_transfer_where_one_is_given(shared):
-    images = dataclasses.replace(shared, source_images=Path("transferred"))
+    images = dataclasses.replace(shared, source_images=(Path("transferred"),))
     lab = dataclasses.replace(shared, transfer="lab")
     assert [run.config.row for run in plan(["aa", "aa+it"], [0], images)] == ["aa", "aa+it-images"]
     assert [run.config.row for run in plan(["aa", "aa+it"], [0], lab)] == ["aa", "aa+it-lab"]
@@ -236,6 +237,8 @@ def test_the_table_has_means_spreads_and_the_papers_figures(shared, trainer, tmp
     assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == ["road", "1.0", "5.5"]
     assert first["environments"] == [{"device": "abacus"}] * 2
     assert (tmp_path / "curves.png").exists()
+    other_classes = plan(["aa+it+sim"], [0, 2], dataclasses.replace(shared, classes=built_in("camvid")))
+    assert summarise(other_classes)[0]["paper"] is None
 
 
 def test_the_gap_closed_is_between_source_only_and_target_only(shared, trainer):

@@ -11,7 +11,6 @@ from simfast.analysis.gradients import TRUTH, GradientTally, term_gradients
 from simfast.analysis.region_statistics import RegionTally, bank_spacing, describe_regions, nearest_rows
 from simfast.cli import main
 from simfast.config import Config
-from simfast.data.classes import NUM_CLASSES
 from simfast.matching import StuffInstanceMatching
 from simfast.matching.bank import RingBank
 from simfast.models import Discriminator, deeplab_v2
@@ -68,7 +67,7 @@ def scene():
     matching = StuffInstanceMatching(2, [ROAD], [CAR], stuff_rows=1, max_instances=3, ops="reference")
 
     def classify(vectors):
-        return F.one_hot(torch.where(vectors[:, 1] > vectors[:, 0], CAR, ROAD), NUM_CLASSES).float()
+        return F.one_hot(torch.where(vectors[:, 1] > vectors[:, 0], CAR, ROAD), CAR + 1).float()
 
     return matching, features, labels, classify, truth
 
@@ -110,11 +109,11 @@ def test_gradients_are_those_of_autograd_on_the_losses_written_plainly():
     torch.manual_seed(0)
     sizes = {"source_size": (64, 64), "target_size": (64, 64), "steps": 8, "schedule_steps": 10}
     config = Config.from_dict({"arch": "resnet18", "lambda_adv": 0.5, "lambda_ci": 0.25, "stage": 1} | sizes, "test")
-    model, discriminator = deeplab_v2("resnet18"), Discriminator(NUM_CLASSES)
+    model, discriminator = deeplab_v2("resnet18", 19), Discriminator(19)
     matching = build_matching(config, model.num_features, torch.device("cpu"))
     trainer = Trainer(config, model, discriminator, matching, "rgb", torch.device("cpu"))
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    truth = torch.randint(0, NUM_CLASSES, (1, 64, 64), dtype=torch.uint8)
+    truth = torch.randint(0, 19, (1, 64, 64), dtype=torch.uint8)
     terms = trainer.target_terms(images, None)
     matching.remember(terms.features.roll(1, 2), terms.labels)
     terms = trainer.target_terms(images, None)

@@ -19,6 +19,7 @@ from simfast.cli import main
 from simfast.cli.commands import COMMANDS
 from simfast.cli.parse import parse
 from simfast.config import Config
+from simfast.config.classes import classes_of
 from simfast.models import checkpoint, deeplab_v2
 
 
@@ -176,7 +177,7 @@ def test_evaluate_scores_a_run_as_it_scored_itself(run, tmp_path, capsys):
 
 def test_evaluate_takes_a_released_file(folders, tmp_path, capsys):
     torch.manual_seed(0)
-    model = deeplab_v2("resnet101", head_dilations=(6, 12, 18, 24))
+    model = deeplab_v2("resnet101", 19, head_dilations=(6, 12, 18, 24))
     torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "sim.pth")
     arguments = ["--target", "folder", "--target-root", folders / "target", "--target-size", "64", "64"]
     assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--workers", 0, "--device", "cpu") == 0
@@ -184,7 +185,7 @@ def test_evaluate_takes_a_released_file(folders, tmp_path, capsys):
 
 
 def test_a_released_file_keeps_its_two_live_branches_whatever_the_preset(folders, tmp_path, capsys):
-    model = deeplab_v2("vgg16", head_dilations=(6, 12, 18, 24))
+    model = deeplab_v2("vgg16", 19, head_dilations=(6, 12, 18, 24))
     torch.save(model.state_dict(), tmp_path / "sim.pth")
     arguments = ["--preset", "gta5", "--target", "folder", "--target-root", folders / "target", "--workers", 0]
     assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--target-size", "64", "64") == 0
@@ -253,3 +254,21 @@ def test_a_checkpoint_is_found_behind_the_options_too(run, capsys):
 def test_predict_asks_for_pictures(run, tmp_path):
     message = "simfast predict: inputs: must name a picture or a folder of pictures, got none"
     assert simfast("predict", run[0], "--out", tmp_path / "out") == message
+
+
+def test_classes_given_with_a_checkpoint_may_be_repainted_but_not_others(run, settings, tmp_path):
+    lines = classes_of("cityscapes").text().replace("[128, 64, 128]", "[1, 2, 3]").splitlines()
+    repainted, fewer = tmp_path / "repainted.yaml", tmp_path / "fewer.yaml"
+    repainted.write_text("\n".join(lines))
+    fewer.write_text(
+        "classes: [{name: soil, colour: [1, 2, 3], kind: stuff}, {name: weed, colour: [4, 5, 6], kind: thing}]"
+    )
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    arguments = [tmp_path / "photo.png", "--out", tmp_path / "out", "--classes"]
+    assert simfast("predict", run[0], *arguments, repainted) == 0
+    assert classes_of(tmp_path / "out" / "classes.yaml").entries[0].colour == (1, 2, 3)
+    said = rf"must name the 19 classes of {run[0]}/\w+\.pt in their order \(road, sidewalk, .*\), got the 2 of fewer "
+    for command in (["predict", run[0], *arguments, fewer], ["diagnose", run[0], "--classes", fewer]):
+        assert re.search(said, simfast(*command))
+    stage2 = ["--stage", "2", "--stage1", str(run[0]), "--classes", str(fewer), "--out", str(tmp_path / "second")]
+    assert re.search(said, simfast("train", *settings, "--steps", "2", *stage2))

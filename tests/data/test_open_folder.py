@@ -2,13 +2,15 @@
 
 import json
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from trees import ids_map, picture, save
 
 from simfast.data import open_dataset
-from simfast.data.cache import fingerprint
+from simfast.data.cache import fingerprint, part_name
+from simfast.data.dataset import Description
 from simfast.data.prepare import prepare
 
 SIZE = (20, 14)
@@ -96,7 +98,7 @@ def test_a_split_that_is_not_there_is_never_another_one(tmp_path):
 
 
 def test_what_is_passed_over_is_counted_with_an_example(tmp_path):
-    pictures(tmp_path, "images/a.png", "images/.b.png", "images/.cache/c.png")
+    pictures(tmp_path, "images/a.png", "images/.b.png", "images/.cache/c.png", "images/@eaDir/a.jpg/thumb.jpg")
     label_maps(tmp_path, "labels/a.png", "labels/x/b.png", "labels/c.png")
     for name in ("notes.md", "x/Thumbs.db"):
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
@@ -104,7 +106,7 @@ def test_what_is_passed_over_is_counted_with_an_example(tmp_path):
     data = opened(tmp_path)
     assert data.names == ["a"]
     suffixes, hidden, labels = data.passed_over
-    assert hidden == f"{tmp_path}/images: hidden files or folders are passed over (2, such as .b.png)"
+    assert hidden == f"{tmp_path}/images: hidden files or folders are passed over (3, such as .b.png)"
     assert suffixes.startswith(f"{tmp_path}/images: files of other suffixes than .png ")
     assert suffixes.endswith(" are passed over (2, such as notes.md)")
     assert labels == f"{tmp_path}/labels: label maps without an image are passed over (2, such as c.png)"
@@ -180,6 +182,7 @@ def test_two_files_that_differ_in_composition_alone_are_one_name(tmp_path):
             "train/gtFine/aachen/x_gtFine_labelIds.png",
         ),
         (".jpg->.png", "images/1.jpg", "images/1.png"),
+        ("_rgb -> _ids, images -> gt", "a/1_rgb.png", "a/1_ids.png"),
     ],
 )
 def test_label_maps_are_found_by_folder_pattern_and_rules(pattern, image, label, tmp_path):
@@ -210,6 +213,13 @@ def test_of_images_and_labels_in_one_folder_each_is_told_from_the_other(tmp_path
     )
 
 
+@pytest.mark.parametrize("pattern", ["gt", "_rgb -> _ids", "{root}/gt/{name}.png"])
+def test_where_the_labels_of_another_part_are_does_not_matter_to_an_unlabelled_one(pattern, tmp_path):
+    pictures(tmp_path, "train/a.jpg", "train/b.jpg", "val/images/c_rgb.png")
+    label_maps(tmp_path, "val/gt/c_rgb.png")
+    assert opened(tmp_path, labelled=False, label_files=pattern).names == ["a", "b"]
+
+
 def test_an_image_without_a_label_is_a_problem_that_names_the_option(tmp_path):
     pictures(tmp_path, "images/a.png", "images/b.png")
     label_maps(tmp_path, "labels/a.png")
@@ -222,6 +232,7 @@ def test_an_image_without_a_label_is_a_problem_that_names_the_option(tmp_path):
     ("pattern", "message"),
     [
         ("{dir}/{stm}_L.png", r"must have no other fields than \{dir\}, \{stem\}, .* got \{stm\}"),
+        ("", "must be a folder, a pattern or rules, got ''"),
         ("{}_L.png", r"must have no other fields than .* got \{\}"),
         ("{stem:>4}.png", "must have no other fields than"),
         ("{dir}/{stem_L.png", "braces must come in pairs"),
@@ -349,7 +360,7 @@ def test_held_out_images_stand_for_root_and_split(tmp_path):
 def test_a_cached_part_is_told_from_one_by_another_pattern_and_keeps_nested_names(tmp_path):
     pictures(tmp_path, "images/x/a.jpg", "images/b.jpg")
     label_maps(tmp_path, "L/x/a.png", "L/b.png", ids=[1])
-    label_maps(tmp_path, "M/x/a.png", "M/b.png", ids=[2])
+    label_maps(tmp_path, "M/x/a.png", "M/b.png", "M/c.png", ids=[2])
     (tmp_path / "list.txt").write_text("images/b.jpg\n")
     kinds = [("train", "L", 1), ("train", "M", 2), ("train", "images -> L", 1), ("list.txt", "images -> M", 2)]
     for split, pattern, _ in kinds:
@@ -373,6 +384,15 @@ def test_a_cache_whose_names_are_composed_in_another_way_still_serves(tmp_path):
     index["shards"][0]["images"]["made_from"] = fingerprint([DECOMPOSED], [tmp_path / f"images/{COMPOSED}.png"])
     (part / "index.json").write_text(json.dumps(index))
     assert len(opened(tmp_path, labelled=False, cache=tmp_path / "cache")) == 1
+    label_maps(tmp_path, f"pseudo/{COMPOSED}.png")
+    assert opened(tmp_path, labels=tmp_path / "pseudo", cache=tmp_path / "cache").problems == ()
+
+
+def test_parts_that_older_versions_prepared_keep_their_names():
+    older = Description("folder", "train", (64, 48), False, True, folder="photos")
+    assert part_name(older) == "folder-photos-train-64x48-unlabelled-1aebdaaf"
+    named = {part_name(replace(older, **{field: "x"})) for field in ("label_files", "image_files", "classes")}
+    assert len(named | {part_name(older)}) == 4
 
 
 def test_pseudo_labels_are_read_back_under_nested_names(tmp_path):

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from simfast.data.classes import CLASS_NAMES, CLASS_SETS
+from simfast.config.classes import CITYSCAPES
 from simfast.inference.evaluate import Scores, count_confusion, evaluate, full_size_labels
 from simfast.models.weights import normalise
 from simfast.testing import needs_gpu
 
-NUM_CLASSES, IGNORE = 19, 255
+NUM_CLASSES, IGNORE, SETS = 19, 255, CITYSCAPES.sets
 
 
 def random_maps(seed, ignored=0.1, shape=(3, 24, 40), num_classes=NUM_CLASSES):
@@ -53,11 +53,17 @@ def test_scores_equal_cityscapesscripts_to_the_last_digit(shape, num_classes, tm
     for name, value in (("evalInstLevelScore", False), ("quiet", True), ("JSONOutput", False)):
         monkeypatch.setattr(args, name, value)
     theirs = cityscapes.evaluateImgLists(files["pred"], files["gtFine_labelIds"], args)
-    ours = Scores.of(count_confusion(predicted, labels, NUM_CLASSES), range(NUM_CLASSES))
-    for train_id, iou in ours.iou.items():
-        expected = theirs["classScores"][trainId2label[train_id].name]
-        assert iou == expected or (math.isnan(iou) and math.isnan(expected) and train_id >= num_classes)
-    assert ours.miou == ours.means[19] == theirs["averageScoreClasses"]
+    ours = Scores.of(count_confusion(predicted, labels, NUM_CLASSES), range(NUM_CLASSES), sets=SETS)
+    expected = {c: theirs["classScores"][trainId2label[c].name] for c in range(NUM_CLASSES)}
+    occurring = set(labels.unique().tolist()) - {IGNORE}
+    assert {c: iou for c, iou in ours.iou.items() if not math.isnan(iou)} == {c: expected[c] for c in occurring}
+    # The one difference: a class that is predicted and never labelled counts as 0 there, and not at all here.
+    assert {expected[c] for c in occurring ^ set(predicted.unique().tolist())} <= {0}
+    assert ours.miou == ours.means["19"]
+    if len(occurring) == num_classes:
+        assert ours.miou == theirs["averageScoreClasses"]
+    else:
+        assert ours.miou == pytest.approx(theirs["averageScoreClasses"] * (len(occurring) + 1) / len(occurring))
 
 
 def test_class_sets_are_those_of_the_method():
@@ -65,10 +71,10 @@ def test_class_sets_are_those_of_the_method():
         "road, sidewalk, building, traffic light, traffic sign, vegetation, sky, person, rider, car, bus, motorcycle"
     )
     names = [*names.split(", "), "bicycle"]
-    assert [CLASS_NAMES[c] for c in CLASS_SETS[13]] == names
-    assert {CLASS_NAMES[c] for c in CLASS_SETS[16]} == {*names, "wall", "fence", "pole"}
-    assert CLASS_SETS[19] == tuple(range(19))
-    assert all(len(ids) == n and list(ids) == sorted(ids) for n, ids in CLASS_SETS.items())
+    assert [CITYSCAPES.names[c] for c in SETS["13"]] == names
+    assert {CITYSCAPES.names[c] for c in SETS["16"]} == {*names, "wall", "fence", "pole"}
+    assert SETS["19"] == tuple(range(19))
+    assert all(len(ids) == int(n) and list(ids) == sorted(ids) for n, ids in SETS.items())
 
 
 def test_means_over_19_16_and_13_classes_by_hand():
@@ -81,22 +87,24 @@ def test_means_over_19_16_and_13_classes_by_hand():
     by_hand = {0: 10 / 83} | {
         c: (10 - c // 2) / 10 for c in range(1, 19) if c != 16
     }  # 81 wrong as road, less train's 8
-    scores = Scores.of(confusion, CLASS_SETS[16], range(19))
+    scores = Scores.of(confusion, SETS["16"], range(19), SETS)
     assert {c: iou for c, iou in scores.iou.items() if not math.isnan(iou)} == pytest.approx(by_hand)
     assert list(scores.iou) == list(range(19))
     # Halves of 1..18 sum to 81: 18 - 8.1 in all, less terrain 0.6, truck 0.3; then less wall 0.9, fence 0.8, pole 0.8.
-    assert scores.means[19] == pytest.approx((10 / 83 + 17 - 7.3) / 18)
-    assert scores.means[16] == pytest.approx((10 / 83 + 9.7 - 0.9) / 16)
-    assert scores.means[13] == pytest.approx((10 / 83 + 8.8 - 2.5) / 13)
-    assert scores.miou == scores.means[16]
-    assert scores.class_ids == CLASS_SETS[16]
+    assert scores.means["19"] == pytest.approx((10 / 83 + 17 - 7.3) / 18)
+    assert scores.means["16"] == pytest.approx((10 / 83 + 9.7 - 0.9) / 16)
+    assert scores.means["13"] == pytest.approx((10 / 83 + 8.8 - 2.5) / 13)
+    assert scores.miou == scores.means["16"]
+    assert scores.class_ids == SETS["16"]
 
 
 def test_a_mean_is_given_only_where_the_labels_have_its_classes():
     confusion = torch.eye(19, dtype=torch.int64)
-    assert set(Scores.of(confusion, CLASS_SETS[16], CLASS_SETS[16]).means) == {16, 13}
-    assert Scores.of(confusion, [0, 1], [0, 1, 2]).means == {}
-    assert set(Scores.of(confusion, [0, 1], range(19)).means) == {19, 16, 13}
+    assert set(Scores.of(confusion, SETS["16"], SETS["16"], SETS).means) == {"16", "13"}
+    assert Scores.of(confusion, [0, 1], [0, 1, 2], SETS).means == {}
+    assert Scores.of(confusion, [0, 1], range(19)).means == {}
+    assert set(Scores.of(confusion, [0, 1], range(19), SETS).means) == {"19", "16", "13"}
+    assert Scores.of(confusion, [0], [0, 1], {"ground": [0, 1]}).means == {"ground": 1}
     with pytest.raises(ValueError, match=r"class_ids: must be among the labels' classes \(0, 1\), got \(1, 2\)"):
         Scores.of(confusion, [2, 1], [1, 0])
 
@@ -149,6 +157,16 @@ def test_the_mean_is_over_the_classes_asked_for_and_found():
     assert scores.iou[1] == pytest.approx(1 / 2)
     assert math.isnan(scores.iou[3])
     assert scores.miou == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert scores.pixel_accuracy == pytest.approx(2 / 4)
+
+
+def test_a_class_that_the_labels_never_have_has_no_iou_though_it_was_predicted():
+    labels, predicted = torch.tensor([0, 0, 0, 1, IGNORE]), torch.tensor([0, 2, 2, 1, 2])
+    scores = Scores.of(count_confusion(predicted, labels, 3), range(3), sets={"all": range(3), "never": [2]})
+    assert scores.iou[0] == pytest.approx(1 / 3)  # what was taken for class 2 counts against class 0 all the same
+    assert math.isnan(scores.iou[2])
+    assert scores.miou == scores.means["all"] == pytest.approx((1 / 3 + 1) / 2)
+    assert math.isnan(scores.means["never"])
     assert scores.pixel_accuracy == pytest.approx(2 / 4)
 
 

@@ -1,6 +1,7 @@
 """Prediction of a user's own pictures: whatever their size and mode, whole files or none, and as evaluated."""
 
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,15 +10,18 @@ from cityscapesscripts.helpers.labels import trainId2label
 from PIL import Image
 from torch import nn
 
-from simfast.config.classes import CITYSCAPES
-from simfast.data.classes import PALETTE, coding_of
+from simfast.config.classes import CITYSCAPES, classes_of
+from simfast.data.classes import coding_of, palette
 from simfast.data.folder import open_pairs
 from simfast.data.loader import evaluation_loader
 from simfast.inference.evaluate import evaluate
-from simfast.inference.predict import network_size, predict
+from simfast.inference.predict import network_size
+from simfast.inference.predict import predict as predict_with
 from simfast.models import deeplab_v2
 
 CPU = torch.device("cpu")
+predict = partial(predict_with, classes=CITYSCAPES)
+PALETTE = palette(CITYSCAPES)
 
 
 class Brightness(nn.Module):
@@ -57,7 +61,8 @@ def test_pictures_of_any_size_keep_it_and_their_folders(tmp_path):
     (photos / ".hidden.png").write_bytes(b"")
     (photos / "notes.txt").write_text("no picture")
     assert predict(Brightness(), "rgb", photos, out, target_size=(64, 32)) == []
-    assert files_of(out) == sorted(f"{kind}/{name}.png" for kind in ("labels", "colour", "overlay") for name in sizes)
+    written = [f"{kind}/{name}.png" for kind in ("labels", "colour", "overlay") for name in sizes]
+    assert files_of(out) == sorted([*written, "classes.yaml"])
     for name, size in sizes.items():
         label = labels_of(out, name)
         colour, overlay = (Image.open(out / kind / f"{name}.png") for kind in ("colour", "overlay"))
@@ -95,12 +100,11 @@ def test_a_prediction_is_what_an_evaluation_sees(tmp_path):
     Image.fromarray(picture(0, 96, 64)).save(tmp_path / "images" / "a.png")
     Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / "labels" / "a.png")
     torch.manual_seed(0)
-    model = deeplab_v2("resnet18").eval()
+    model = deeplab_v2("resnet18", 19).eval()
     for parameter in model.head.parameters():
         nn.init.normal_(parameter)
-    held_out = open_pairs(
-        tmp_path / "images", tmp_path / "labels", (48, 32), coding_of("folder", CITYSCAPES), resize_labels=False
-    )
+    coding = coding_of("folder", CITYSCAPES)
+    held_out = open_pairs(tmp_path / "images", tmp_path / "labels", (48, 32), coding, resize_labels=False)
     _, [(_, evaluated, _)] = evaluate(model, evaluation_loader(held_out, 1, 0), [0], "bgr", CPU, keep=1)
     assert predict(model.train(), "bgr", tmp_path / "images", tmp_path / "out", target_size=(48, 32)) == []
     assert len(np.unique(evaluated)) > 1
@@ -150,7 +154,7 @@ def test_a_bad_picture_is_named_and_skipped(tmp_path, caplog):
     assert "floats" in skipped[2].reason
     assert f"skipped {photos / '03.png'}: " in caplog.text
     assert f"labelled 10 of 13 pictures, in {out}" in caplog.text
-    assert len(files_of(out)) == 3 * 10
+    assert len(files_of(out)) == 3 * 10 + 1
 
 
 def test_inputs_that_cannot_go_together_leave_nothing_behind(tmp_path):
@@ -178,7 +182,7 @@ def test_output_beside_the_pictures_is_not_taken_for_input(tmp_path):
     Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
     for _ in range(2):
         predict(Brightness(), "rgb", tmp_path, tmp_path, target_size=(32, 32))
-        assert files_of(tmp_path) == ["a.png", "colour/a.png", "labels/a.png", "overlay/a.png"]
+        assert files_of(tmp_path) == ["a.png", "classes.yaml", "colour/a.png", "labels/a.png", "overlay/a.png"]
 
 
 def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
@@ -210,3 +214,57 @@ def test_a_network_that_gives_no_numbers_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"logits must be finite, got NaN or infinity for .*a\.png"):
         predict(Broken(), "rgb", tmp_path / "a.png", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def users_list(*ids):
+    """As many classes as there are shades, with these ids in label files."""
+    entries = [
+        {"name": f"class {i}", "colour": [i, 200, 255 - i], "kind": "thing" if i % 2 else "stuff"}
+        | ({"ids": [*own]} if own else {})
+        for i, own in enumerate(ids)
+    ]
+    return classes_of({"title": "mine", "classes": entries})
+
+
+@pytest.mark.parametrize("label_ids", [False, True])
+def test_a_users_classes_are_painted_in_their_colours_and_listed_as_a_file_that_reads_the_labels(tmp_path, label_ids):
+    classes = users_list(*[(1000 + i, i) for i in range(19)])
+    Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (32, 1))).save(tmp_path / "ramp.png")
+    out, options = tmp_path / "out", {"size": (256, 32), "label_ids": label_ids}
+    for _ in range(2):  # its own list it may replace
+        predict(Brightness(), "rgb", tmp_path / "ramp.png", out, classes=classes, **options)
+    with Image.open(out / "labels" / "ramp.png") as label:
+        assert label.mode == ("I;16" if label_ids else "L")
+        label = np.asarray(label)
+    assert set(np.unique(label)) == set(range(1000, 1019) if label_ids else range(19))
+    listed = classes_of(out / "classes.yaml")
+    assert [(one.name, one.colour, one.kind) for one in listed.entries] == [
+        (one.name, one.colour, one.kind) for one in classes.entries
+    ]
+    train_ids = np.vectorize(listed.ids.get)(label)
+    colour = np.asarray(Image.open(out / "colour" / "ramp.png").convert("RGB"))
+    assert np.array_equal(colour, palette(classes)[train_ids])
+
+
+def test_the_list_of_built_in_classes_says_what_was_written_not_what_data_sets_hold(tmp_path):
+    Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
+    for label_ids in (False, True):
+        predict(Brightness(), "rgb", tmp_path / "a.png", tmp_path / "out", size=(32, 32), label_ids=label_ids)
+        listed = classes_of(tmp_path / "out" / "classes.yaml")
+        expected = CITYSCAPES.ids if label_ids else {i: i for i in range(19)}
+        assert listed.names == CITYSCAPES.names
+        assert listed.ids.items() <= expected.items()
+
+
+def test_what_cannot_be_written_is_said_before_anything_is(tmp_path):
+    photo, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(picture(0, 40, 40)).save(photo)
+    nameless = users_list(*[(i,) for i in range(7)], (), *[(i,) for i in range(8, 19)])
+    with pytest.raises(ValueError, match=r"label_ids: every class of mine must have ids, got none for 'class 7'"):
+        predict(Brightness(), "rgb", photo, out, classes=nameless, label_ids=True)
+    with pytest.raises(ValueError, match=r"classes: must be the network's 19, got 5"):
+        predict(Brightness(), "rgb", photo, out, classes=users_list(*[()] * 5))
+    (tmp_path / "classes.yaml").write_text("classes: []  # the user's own")
+    with pytest.raises(ValueError, match=r"classes.yaml: would be overwritten"):
+        predict(Brightness(), "rgb", photo, tmp_path)
+    assert files_of(tmp_path) == ["a.png", "classes.yaml"]

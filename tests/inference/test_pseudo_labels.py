@@ -14,11 +14,12 @@ from torch import nn
 from simfast.config.classes import CITYSCAPES
 from simfast.data.classes import coding_of
 from simfast.data.folder import open_pairs
-from simfast.inference.pseudo_labels import BINS, make_pseudo_labels
+from simfast.inference.pseudo_labels import BINS, make_pseudo_labels, require_labels
 from simfast.models.weights import RGB_MEAN, RGB_STD, normalise
 
 CPU = torch.device("cpu")
 NUM_CLASSES, ABSENT = 6, 4
+NAMES = ("sky", "soil", "leaf", "weed", "crop", "stone")
 
 
 class Pictures:
@@ -69,7 +70,7 @@ class Lookup(nn.Module):
 
 def make(out, model=None, dataset=None, **options):
     model, dataset = Network() if model is None else model, Pictures(9) if dataset is None else dataset
-    return make_pseudo_labels(model, dataset, out, "rgb", CPU, **({"num_classes": NUM_CLASSES} | options))
+    return make_pseudo_labels(model, dataset, out, "rgb", CPU, **({"class_names": NAMES} | options))
 
 
 def read(path):
@@ -108,7 +109,7 @@ def test_thresholds_and_maps_equal_an_exact_computation(tmp_path, softmax_at, ca
     maps = np.stack([read(tmp_path / f"{name}.png") for name in dataset.names])
     capped = 0
     for c in range(NUM_CLASSES):
-        found, ours = label == c, result["classes"][str(c)]
+        found, ours = label == c, result["classes"][NAMES[c]]
         assert ours["predicted_pixels"] == found.sum()
         assert ours["kept_pixels"] == (maps == c).sum()
         if c == ABSENT:
@@ -140,7 +141,7 @@ def test_a_case_worked_by_hand(tmp_path):
             kept.append(c if value >= min(np.median(of_class), 0.9) else 255)
     dataset = Pictures(2, 2, 2)
     dataset.images[:] = np.arange(8).reshape(2, 1, 2, 2)
-    result = make(tmp_path, Lookup(np.array(table)), dataset, num_classes=4, info={"step": 3})
+    result = make(tmp_path, Lookup(np.array(table)), dataset, class_names=NAMES[:4], info={"step": 3})
     assert [read(tmp_path / f"{name}.png").ravel().tolist() for name in dataset.names] == [kept[:4], kept[4:]]
     assert kept == [0, 0, 0, 255, 1, 1, 255, 2]
     assert {key: result[key] for key in ("images", "size", "softmax_at", "cap", "info")} == {
@@ -157,8 +158,8 @@ def test_a_case_worked_by_hand(tmp_path):
 
 def test_equal_confidences_are_all_kept(tmp_path):
     dataset = Pictures(1, 4, 4)
-    result = make(tmp_path, Lookup(np.zeros((256, 3))), dataset, num_classes=3)  # 1 / 3 is no edge of a bin
-    assert result["classes"]["0"]["kept_fraction"] == 1
+    result = make(tmp_path, Lookup(np.zeros((256, 3))), dataset, class_names=NAMES[:3])  # 1 / 3 is no edge of a bin
+    assert result["classes"]["sky"]["kept_fraction"] == 1
     assert not read(tmp_path / f"{dataset.names[0]}.png").any()
 
 
@@ -239,6 +240,15 @@ def test_a_complete_set_is_read_by_its_own_call_and_refused_to_another(tmp_path,
     for other in others:
         with pytest.raises(ValueError, match=r"thresholds.json: must be of this network, data set and options"):
             make(out, **other)
+    with pytest.raises(ValueError, match=r"must be of this network, data set and options"):
+        make(out, class_names=NAMES[::-1])
+    require_labels(out, NAMES)
+    with pytest.raises(
+        ValueError, match=r"straight must be of the run's classes \(a, b\), got labels of sky, soil, leaf"
+    ):
+        require_labels(out, ["a", "b"])
+    with pytest.raises(ValueError, match=r"elsewhere must be complete, got no thresholds.json"):
+        require_labels(tmp_path / "elsewhere", NAMES)
     assert contents(out) == straight
     (out / "street_004.png").unlink()
     with pytest.raises(ValueError, match=r"street_004.png: must be there"):
@@ -291,8 +301,8 @@ def test_bad_input_is_named(tmp_path):
     for said, options in (
         (r"softmax_at: must be one of labels, features, got 'logits'", {"softmax_at": "logits"}),
         (r"cap: must be in \(0, 1\], got 0", {"cap": 0}),
-        (r"num_classes: must be from 2 to 255, got 256", {"num_classes": 256}),
-        (r"num_classes: must be the network's 6, got 19", {"num_classes": 19}),
+        (r"class_names: must be from 2 to 255, got 256", {"class_names": [str(i) for i in range(256)]}),
+        (r"class_names: must be of the network's 6 classes, got 19", {"class_names": [str(i) for i in range(19)]}),
         (r"dataset: must have an image", {"dataset": Pictures(0)}),
         (r"street_001: must have the first image's size", {"dataset": mixed}),
         (r"logits must be numbers, got NaN at 4050 pixels", {"model": broken}),

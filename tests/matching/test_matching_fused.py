@@ -163,14 +163,49 @@ def test_a_step_runs_on_the_meta_device_where_a_read_or_a_shape_that_depends_on_
     assert gradient.shape == batch[2].shape
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("gate", ["none", "released"])
 @pytest.mark.parametrize(("stuff", "things"), [(STUFF, []), ([], THINGS), ([], [])], ids=["stuff", "things", "nothing"])
-def test_either_kind_of_class_may_be_left_out(stuff, things):
+def test_either_kind_of_class_may_be_left_out(stuff, things, gate, device):
     fused, reference = (
-        StuffInstanceMatching(WIDTH, stuff, things, ROWS, INSTANCES, ops=ops) for ops in ("fused", "reference")
+        StuffInstanceMatching(WIDTH, stuff, things, ROWS, INSTANCES, gate, ops=ops) for ops in ("fused", "reference")
     )
+    fused = fused.to(device)
     for batch in make_batches(3, 2):
-        for got, expected in zip(step(fused, make_head(), batch), step(reference, make_head(), batch), strict=True):
+        losses, gradient = step(fused, make_head(device), on(device, batch))
+        for got, expected in zip((losses, gradient), step(reference, make_head(), batch), strict=True):
             assert_close(got, expected)
+    assert [bool(loss) for loss in losses] == [bool(stuff), bool(things)]  # of a kind without classes: 0
+    again = StuffInstanceMatching(WIDTH, stuff, things, ROWS, INSTANCES, gate, ops="fused")
+    again.load_state_dict(fused.state_dict())
+    assert_same(
+        step(again.to(device), make_head(device), on(device, batch))[0],
+        step(fused, make_head(device), on(device, batch))[0],
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("num_stuff", "num_things"), [(255, 0), (0, 255), (90, 165)])
+def test_255_classes_equal_the_reference(num_stuff, num_things, device):
+    classes = list(range(255))
+    fused, reference = (
+        StuffInstanceMatching(WIDTH, classes[:num_stuff], classes[num_stuff:], ROWS, INSTANCES, ops=ops)
+        for ops in ("fused", "reference")
+    )
+    fused = fused.to(device)
+    for seed in range(3):
+        batch = (
+            feature_maps(1, WIDTH, 30, 40, seed=seed),
+            smooth_labels(1, 30, 40, 255, scale=3, ignore=0.1, seed=seed),
+            feature_maps(1, WIDTH, 20, 30, seed=seed + 9),
+            noise_labels(1, 20, 30, 255, seed=seed),
+        )
+        losses, gradient = step(fused, make_head(device), on(device, batch))
+        for got, expected in zip((losses, gradient), step(reference, make_head(), batch), strict=True):
+            assert_close(got, expected)
+    assert [bool(loss) for loss in losses] == [bool(num_stuff), bool(num_things)]
+    assert_same(fused.bank.written, reference.bank.written, "written")
+    assert (reference.bank.written > 0).sum() > 200
 
 
 @pytest.mark.parametrize("gate", ["none", "released"])

@@ -50,7 +50,7 @@ FAMILY_VGG16 = {
 
 def on_meta(arch, **options):
     with torch.device("meta"):
-        return deeplab_v2(arch, **options)
+        return deeplab_v2(arch, **({"num_classes": 19} | options))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_vgg16_keeps_stride_8_without_ceil_mode():
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (33, 47)])
 def test_resnet_features_are_finite_and_nonnegative_at_odd_sizes(size):
     torch.manual_seed(0)
-    features, logits = deeplab_v2("resnet18").eval()(torch.randn(1, 3, *size))
+    features, logits = deeplab_v2("resnet18", 19).eval()(torch.randn(1, 3, *size))
     halves = [-(-n // 2) // 2 + 1 for n in size]
     assert features.shape[2:] == logits.shape[2:] == tuple(-(-n // 2) for n in halves)
     assert features.isfinite().all()
@@ -139,7 +139,7 @@ def test_logits_are_the_sum_of_the_branches(dilations):
 
 def test_classify_equals_the_head_on_1x1_maps():
     torch.manual_seed(0)
-    model = deeplab_v2("resnet18").double()
+    model = deeplab_v2("resnet18", 19).double()
     vectors = torch.randn(7, 512, dtype=torch.float64)
     torch.testing.assert_close(model.classify(vectors), model.head(vectors[:, :, None, None])[:, :, 0, 0])
     assert model.classify(vectors[:0]).shape == (0, 19)
@@ -222,13 +222,13 @@ def test_per_domain_compiles_whole_with_one_graph_for_each_domain():
 
 def test_random_resnet_keeps_the_scale_of_its_input():
     torch.manual_seed(0)
-    features, _ = deeplab_v2("resnet18")(torch.randn(1, 3, 64, 64))
+    features, _ = deeplab_v2("resnet18", 19)(torch.randn(1, 3, 64, 64))
     assert 0.1 < features.std() < 10
 
 
 def test_vgg16_starts_fc6_and_fc7_small_and_the_other_convolutions_at_kaiming_scale():
     torch.manual_seed(0)
-    layers = deeplab_v2("vgg16").features
+    layers = deeplab_v2("vgg16", 19).features
     # PyTorch's default is uniform in +-1/sqrt(fan in); kaiming normal has variance 2 / fan out.
     assert layers[29].weight.std().item() == pytest.approx((3 * 9 * 512) ** -0.5, rel=0.01)
     assert layers[31].weight.std().item() == pytest.approx((3 * 9 * 1024) ** -0.5, rel=0.01)
@@ -247,7 +247,7 @@ def test_vgg16_starts_fc6_and_fc7_small_and_the_other_convolutions_at_kaiming_sc
 )
 def test_a_wrong_option_is_named(options, said):
     with pytest.raises(ValueError, match=said):
-        deeplab_v2(**options)
+        deeplab_v2(**{"num_classes": 19} | options)
 
 
 def test_a_wrong_input_shape_is_named():

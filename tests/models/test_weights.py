@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simfast.config import Config
+from simfast.config.classes import CITYSCAPES, classes_of
 from simfast.models import deeplab_v2, load_weights, normalise, restore_model
 
 VGG16_CHANNELS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
@@ -22,7 +23,7 @@ def constant(value, *shape):
 def numbered(arch, prefix="", **options):
     """State dict of arch without its head, each tensor filled with its own number."""
     with torch.device("meta"):
-        model = deeplab_v2(arch, **options)
+        model = deeplab_v2(arch, **({"num_classes": 19} | options))
     names = {
         k: v for k, v in model.state_dict().items() if "num_batches" not in k and not k.startswith(model.head_name)
     }
@@ -61,7 +62,7 @@ def test_adaptsegnet_initial_weights_fill_the_backbone_and_lose_their_coco_head(
     head = branches("Scale.layer5", 4, 21, 2048)
     # Files of that age are not zip archives.
     path = saved(tmp_path, {f"Scale.{k}": v for k, v in backbone.items()} | head, _use_new_zipfile_serialization=False)
-    model = deeplab_v2("resnet101")
+    model = deeplab_v2("resnet101", 19)
     untouched = model.layer6.conv2d_list[0].weight.clone()
     with caplog.at_level(logging.INFO):
         report = load_weights(model, path)
@@ -80,7 +81,7 @@ def test_adaptsegnet_initial_weights_fill_the_backbone_and_lose_their_coco_head(
 def test_released_checkpoint_loads_into_its_two_live_branches(tmp_path, caplog, prefix):
     state = numbered("resnet18") | branches("layer6", 4, 19, 512)
     path = saved(tmp_path, {prefix + k: v for k, v in (state | branches("layer5", 4, 19, 256)).items()})
-    model = deeplab_v2("resnet18", head_dilations=(6, 12))
+    model = deeplab_v2("resnet18", 19, head_dilations=(6, 12))
     report = load_weights(model, path)
     extra = {
         name: tensor
@@ -94,7 +95,7 @@ def test_released_checkpoint_loads_into_its_two_live_branches(tmp_path, caplog, 
     )
     assert "head_dilations" not in caplog.text
 
-    whole = deeplab_v2("resnet18")
+    whole = deeplab_v2("resnet18", 19)
     load_weights(whole, path)
     assert_loaded(whole, state)
     assert "for its files set head_dilations (6, 12)" in caplog.text
@@ -104,7 +105,7 @@ def test_torchvision_resnet_fills_the_backbone_and_is_rgb(tmp_path):
     state = numbered("resnet18")
     counters = {"bn1.num_batches_tracked": torch.tensor(7)}
     path = saved(tmp_path, state | counters | {"fc.weight": constant(0, 1000, 512), "fc.bias": constant(0, 1000)})
-    model = deeplab_v2("resnet18")
+    model = deeplab_v2("resnet18", 19)
     report = load_weights(model, path)
     assert_loaded(model, state | counters)
     assert report.convention == "rgb"
@@ -114,7 +115,7 @@ def test_torchvision_resnet_fills_the_backbone_and_is_rgb(tmp_path):
 
 def test_torchvision_vgg16_shifts_conv5_and_leaves_fc6_and_fc7(tmp_path):
     classifier = {f"classifier.{i}.weight": constant(0, 4096, 4096) for i in (0, 3, 6)}
-    model = deeplab_v2("vgg16")
+    model = deeplab_v2("vgg16", 19)
     fc6 = model.features[29].weight.clone()
     report = load_weights(model, saved(tmp_path, torchvision_vgg16() | classifier))
     assert [model.features[i].weight.unique().tolist() for i in (21, 23, 25, 27)] == [[21], [24], [26], [28]]
@@ -129,7 +130,7 @@ def test_torchvision_vgg16_shifts_conv5_and_leaves_fc6_and_fc7(tmp_path):
 
 def test_half_precision_convolutions_without_a_classifier_need_their_convention(tmp_path):
     path = saved(tmp_path, {name: tensor.half() for name, tensor in torchvision_vgg16().items()})
-    model = deeplab_v2("vgg16")
+    model = deeplab_v2("vgg16", 19)
     before = model.features[0].weight.clone()
     with pytest.raises(ValueError, match=r"convention must be given for .*weights\.pth"):
         load_weights(model, path)
@@ -141,7 +142,7 @@ def test_half_precision_convolutions_without_a_classifier_need_their_convention(
 
 def test_family_vgg16_loads_whole(tmp_path):
     state = numbered("vgg16") | branches("classifier", 4, 19, 1024)
-    model = deeplab_v2("vgg16")
+    model = deeplab_v2("vgg16", 19)
     report = load_weights(model, saved(tmp_path, state))
     assert_loaded(model, state)
     assert (report.matched, report.total, report.dropped, report.convention) == (38, 38, (), "bgr")
@@ -171,6 +172,35 @@ def test_a_head_of_other_classes_is_dropped_whole(tmp_path):
     assert (report.matched, report.total) == (100, 108)
     assert {why for _, why in report.dropped} == {"a head of 19 classes, the model has 11"}
     assert len(report.dropped) == len(report.missing) == 8
+
+
+def class_list(*names, title="mine", blue=9):
+    colours = ([i, 7, blue] for i in range(len(names)))
+    entries = [{"name": n, "colour": c, "kind": "stuff"} for n, c in zip(names, colours, strict=True)]
+    return classes_of({"title": title, "classes": entries})
+
+
+def test_a_trained_head_is_taken_only_for_the_same_classes(tmp_path):
+    ours, other = class_list("soil", "leaf", "weed"), class_list("soil", "weed", "leaf")
+    source, fresh = deeplab_v2("resnet18", 3), deeplab_v2("resnet18", 3)
+    path = saved(tmp_path, own_checkpoint(source, classes=ours))
+    before = {name: tensor.clone() for name, tensor in fresh.head.state_dict().items()}
+    report = load_weights(fresh, path, classes=other)
+    assert {why for _, why in report.dropped} == {"a head of other classes (mine): class 1 is leaf there, weed here"}
+    assert (report.matched, report.total) == (100, 108)
+    assert_loaded(fresh.head, before)
+    assert load_weights(fresh, path, classes=class_list("soil", "leaf", "weed", blue=200)).matched == 108
+    assert_loaded(fresh, source.state_dict())
+
+
+def test_a_head_of_a_file_that_is_not_ours_has_cityscapes_classes(tmp_path):
+    path = saved(tmp_path, numbered("resnet18") | branches("layer6", 4, 19, 512))
+    mine = class_list("lane", *CITYSCAPES.names[1:])
+    report = load_weights(deeplab_v2("resnet18", 19), path, classes=mine)
+    assert {why for _, why in report.dropped} == {
+        "a head of other classes (cityscapes): class 0 is road there, lane here"
+    }
+    assert load_weights(deeplab_v2("resnet18", 19), path, classes=CITYSCAPES).dropped == ()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +233,7 @@ def test_a_head_of_other_classes_is_dropped_whole(tmp_path):
 def test_what_would_be_missed_in_silence_raises_and_leaves_the_model_alone(tmp_path, change, said):
     state = numbered("resnet18")
     change(state)
-    model = deeplab_v2("resnet18")
+    model = deeplab_v2("resnet18", 19)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match=said):
         load_weights(model, saved(tmp_path, state), "rgb")
@@ -212,17 +242,17 @@ def test_what_would_be_missed_in_silence_raises_and_leaves_the_model_alone(tmp_p
 
 def test_a_deeper_resnet_is_not_taken_for_the_model(tmp_path):
     with pytest.raises(ValueError, match=r"must be a file for resnet50, got 255 backbone tensors .*layer3\.6\.conv1"):
-        load_weights(deeplab_v2("resnet50"), saved(tmp_path, numbered("resnet101")), "bgr")
+        load_weights(deeplab_v2("resnet50", 19), saved(tmp_path, numbered("resnet101")), "bgr")
 
 
 def test_vgg16_of_the_family_without_fc6_is_incomplete(tmp_path):
     state = {name: tensor for name, tensor in numbered("vgg16").items() if not name.startswith("features.29")}
     with pytest.raises(ValueError, match=r"28 of 30 backbone tensors; 2 missing: features\.29\.weight"):
-        load_weights(deeplab_v2("vgg16"), saved(tmp_path, state), "bgr")
+        load_weights(deeplab_v2("vgg16", 19), saved(tmp_path, state), "bgr")
 
 
 def test_a_file_that_is_no_weights_file_is_named(tmp_path):
-    model = deeplab_v2("resnet18")
+    model = deeplab_v2("resnet18", 19)
     with pytest.raises(FileNotFoundError, match=r"path must be a file, got .*nowhere\.pth"):
         load_weights(model, tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match="path must be a file"):
@@ -293,7 +323,7 @@ def own_checkpoint(model, convention="rgb", **settings):
 
 def test_own_checkpoint_is_restored_with_its_own_network(tmp_path):
     torch.manual_seed(0)
-    trained = deeplab_v2("resnet18", head_dilations=(6, 12, 18), batch_norm="frozen")
+    trained = deeplab_v2("resnet18", 19, head_dilations=(6, 12, 18), batch_norm="frozen")
     path = saved(tmp_path, own_checkpoint(trained, head_dilations=(6, 12, 18), batch_norm="frozen"))
     restored = restore_model(path, arch="resnet18", head_dilations=(6, 12, 18), convention="rgb")
     assert (restored.model.arch, restored.model.batch_norm, restored.convention) == ("resnet18", "frozen", "rgb")
@@ -313,6 +343,31 @@ def test_own_checkpoint_is_restored_with_its_own_network(tmp_path):
     del content["config"]["arch"]
     with pytest.raises(ValueError, match="must record arch"):
         restore_model(saved(tmp_path, content))
+
+
+def test_a_checkpoint_brings_its_classes_and_a_list_of_others_is_refused(tmp_path):
+    mine = class_list("soil", "leaf", "weed")
+    path = saved(tmp_path, own_checkpoint(deeplab_v2("resnet18", 3), classes=mine))
+    assert restore_model(path).classes == mine
+    assert restore_model(path).model.num_classes == 3
+    repainted = class_list("soil", "leaf", "weed", blue=200)
+    assert restore_model(path, classes=repainted).classes == repainted
+    for names in (("soil", "weed", "leaf"), ("soil", "leaf")):
+        said = r"classes: must name the 3 classes of .*weights\.pth in their order \(soil, leaf, weed\), got the "
+        with pytest.raises(ValueError, match=rf"{said}{len(names)} of theirs \({', '.join(names)}\)"):
+            restore_model(path, classes=class_list(*names, title="theirs"))
+    old = own_checkpoint(deeplab_v2("resnet18", 19))
+    del old["config"]["classes"]  # as before there were class lists
+    assert restore_model(saved(tmp_path, old)).classes == CITYSCAPES
+
+
+def test_a_file_that_is_not_ours_may_be_of_classes_that_are_named(tmp_path):
+    path = saved(tmp_path, numbered("resnet18") | branches("layer6", 2, 3, 512))
+    mine = class_list("soil", "leaf", "weed")
+    restored = restore_model(path, arch="resnet18", classes=mine)
+    assert (restored.classes, restored.model.num_classes, restored.settings) == (mine, 3, None)
+    with pytest.raises(ValueError, match=r"a head of 3 classes, the model has 19"):
+        restore_model(path, arch="resnet18")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -344,7 +399,7 @@ def test_released_vgg16_checkpoint_is_restored_by_its_names(tmp_path):
 
 def test_two_live_branches_predict_what_the_released_head_does(tmp_path):
     torch.manual_seed(0)
-    trained = deeplab_v2("resnet18").eval()  # four branches, all of them random
+    trained = deeplab_v2("resnet18", 19).eval()  # four branches, all of them random
     restored = restore_model(saved(tmp_path, trained.state_dict()), arch="resnet18")
     images = torch.randn(2, 3, 65, 97)
     with torch.no_grad():

@@ -61,6 +61,7 @@ def any_shape_dtype_and_tile():
     check(*whole_numbers(9, 2, 17, 512, brain, half), tile=Tile(rows=4, lanes=16, warps=1))
     check(*whole_numbers(258, 1, 3, 5))  # more queries than are looked at together
     check(*whole_numbers(60, 45, 2, 20))  # more classes than a mask has bits
+    check(*whole_numbers(90, 255, 2, 20))
     check(*whole_numbers(1, 1, 1, 1))
     for empty in ((0, 2, 3, 4), (3, 0, 3, 4), (3, 2, 0, 4), (3, 2, 3, 0)):
         check(*whole_numbers(*empty))

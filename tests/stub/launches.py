@@ -24,6 +24,7 @@ import torch
 from stub_steps import MODES, PRECISIONS, SETTINGS, case_name, numbers, steady_step, step_of
 
 from simfast.config import Config
+from simfast.config.classes import CITYSCAPES
 from simfast.inference.evaluate import evaluate
 from simfast.inference.pseudo_labels import make_pseudo_labels
 from simfast.matching import StuffInstanceMatching, correct_labels, predicted_labels
@@ -128,7 +129,7 @@ def per_image(run: Callable[[Pictures], Any], size: tuple[int, int]) -> dict[str
 
 def images() -> dict[str, Any]:
     """Evaluation and pseudo labels with ResNet-18, an image more of 256x128."""
-    model, size, result = deeplab_v2("resnet18").to(CUDA), (128, 256), {}
+    model, size, result = deeplab_v2("resnet18", 19).to(CUDA), (128, 256), {}
 
     def score(pictures: Pictures) -> None:
         batches = [
@@ -138,7 +139,7 @@ def images() -> dict[str, Any]:
 
     def label(pictures: Pictures) -> None:
         with tempfile.TemporaryDirectory() as out:
-            make_pseudo_labels(model, pictures, Path(out), "rgb", CUDA)
+            make_pseudo_labels(model, pictures, Path(out), "rgb", CUDA, class_names=CITYSCAPES.names)
 
     for deterministic in (True, False):
         with determinism(deterministic):
@@ -150,7 +151,7 @@ def images() -> dict[str, Any]:
 def paper() -> dict[str, Any]:
     """One captured step in bf16 at the paper's size, ResNet-101, batch 1."""
     config = Config(step_mode="graph", precision="bf16", gate="released", fill_rule="full", lr=1e-4, **SIZES)
-    model = deeplab_v2(config.arch)
+    model = deeplab_v2(config.arch, 19)
     module = StuffInstanceMatching(model.num_features, STUFF, THINGS, **RULES["released"])
     batch = []
     for width, height in (config.source_size, config.target_size):

@@ -26,6 +26,16 @@ def test_maps_of_every_size_are_launched(size, dtype, seen):
     assert seen().violations == []
 
 
+@pytest.mark.parametrize("size", SIZES[3:5], ids=lambda size: "x".join(map(str, size)))
+def test_more_classes_than_a_launch_takes_are_launched_one_after_the_other_without_a_wait(size, seen):
+    labels = torch.zeros(2, *size, dtype=torch.int64, device="cuda")
+    segments, areas = ops.find_regions(labels, range(100), range(100, 255), max_instances=3)
+    assert (segments.shape, areas.shape) == (labels.shape, (2, 100 + 3 * 155))
+    assert sum("regions" in name for name in seen().names("kernel").elements()) >= 4
+    assert seen().total("sync") == 0
+    assert seen().violations == []
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 64, 7, 5), (1, 2048, 91, 161)], ids=str)

@@ -117,7 +117,7 @@ def test_the_loss_of_a_step_is_the_students_on_what_the_teacher_labels():
         steps=5,
         schedule_steps=9,
     )
-    trainer = Trainer(config, deeplab_v2("resnet18"), Discriminator(19), None, "rgb", torch.device("cpu"))
+    trainer = Trainer(config, deeplab_v2("resnet18", 19), Discriminator(19), None, "rgb", torch.device("cpu"))
     g, trusted = torch.Generator().manual_seed(1), []
     for step in range(3):
         source, target = (torch.randint(256, (2, 3, 64, 64), generator=g, dtype=torch.uint8) for _ in range(2))

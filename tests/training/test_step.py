@@ -225,7 +225,7 @@ def test_steps_equal_the_paper_written_out(recipe, stage, ops):
 def test_the_step_without_a_target_is_cross_entropy_alone():
     config = dataclasses.replace(settings("paper"), method="source-only")
     torch.manual_seed(0)
-    model = deeplab_v2("resnet18")
+    model = deeplab_v2("resnet18", 19)
     source, labels, target, _ = next(iter(batches(model, 1)))
     plain = copy.deepcopy(model)
     loss = cross_entropy(enlarge(plain(normalise(source, "rgb"))[1]), labels)
@@ -237,7 +237,7 @@ def test_the_step_without_a_target_is_cross_entropy_alone():
 def test_the_step_uses_the_adversary_it_is_told():
     config = settings("paper", method="aa", adversary="ls-gan")
     torch.manual_seed(0)
-    model, discriminator = deeplab_v2("resnet18"), Discriminator(19)
+    model, discriminator = deeplab_v2("resnet18", 19), Discriminator(19)
     source, labels, target, _ = next(iter(batches(model, 1)))
     with torch.no_grad():
         maps = [enlarge(model(normalise(x, "rgb"))[1]).softmax(1) for x in (source, target)]
@@ -249,12 +249,12 @@ def test_the_step_uses_the_adversary_it_is_told():
 
 
 def test_the_step_keeps_the_statistics_it_is_told():
-    source, labels, target, _ = next(iter(batches(deeplab_v2("resnet18"), 1)))
+    source, labels, target, _ = next(iter(batches(deeplab_v2("resnet18", 19), 1)))
     means = {}
     for mode in ("train", "frozen", "per-domain"):
         for domain, image in (("target", target), ("other target", target.flip(3) // 2)):
             torch.manual_seed(0)
-            model = deeplab_v2("resnet18", batch_norm=mode)
+            model = deeplab_v2("resnet18", 19, batch_norm=mode)
             config = settings("paper", method="aa", batch_norm=mode)
             trainer = Trainer(config, model, Discriminator(19), None, "rgb", torch.device("cpu"))
             trainer.step(0, source, labels, image)
@@ -263,5 +263,5 @@ def test_the_step_keeps_the_statistics_it_is_told():
     assert not torch.equal(means["train", "target"], means["train", "other target"])
     # Of one target batch, at momentum 0.1, and of nothing else.
     torch.manual_seed(0)
-    expected = 0.1 * deeplab_v2("resnet18").conv1(normalise(target, "rgb")).mean((0, 2, 3)).detach()
+    expected = 0.1 * deeplab_v2("resnet18", 19).conv1(normalise(target, "rgb")).mean((0, 2, 3)).detach()
     torch.testing.assert_close(means["per-domain", "target"], expected, rtol=1e-4, atol=1e-5)

@@ -228,7 +228,7 @@ def test_a_checkpoint_is_a_weights_file(settings, tmp_path):
     second = tmp_path / "second"
     train(arguments(settings, second, "--steps", 1, "--weights", tmp_path / "first" / "best.pt"))
     assert checkpoint.load(second / "last.pt")["convention"] == "bgr"
-    model = deeplab_v2("resnet18")
+    model = deeplab_v2("resnet18", 19)
     assert load_weights(model, second / "last.pt").matched > 100
     assert torch.equal(model.conv1.weight, checkpoint.load(second / "last.pt")["model"]["conv1.weight"])
 
