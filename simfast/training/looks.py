@@ -145,11 +145,6 @@ class Watching:
         return {"signals": self._found | {"label_shares": self._label_shares}}
 
     @property
-    def scored(self) -> Dataset | None:
-        """What is scored on: nothing."""
-        return None
-
-    @property
     def _label_shares(self) -> dict[str, float]:
         return dict(zip(self._config.classes.names, self._shares, strict=True))
 
