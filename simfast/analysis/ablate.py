@@ -16,6 +16,7 @@ import simfast
 from simfast.analysis.ablation_table import write_tables
 from simfast.analysis.rows import Run
 from simfast.config import FREE_ON_RESUME, Config
+from simfast.data.check import check_sample
 from simfast.data.parts import arguments_of, open_part
 from simfast.runtime.console import Progress
 from simfast.runtime.files import write_text
@@ -23,20 +24,27 @@ from simfast.runtime.files import write_text
 log = logging.getLogger("simfast")
 # Ours in a run's folder: what it is to do, and what it prints where several run at a time.
 SETTINGS, CONSOLE = "settings.yaml", "console.txt"
+SAMPLE_SECONDS = 1.0
 # -P: the current folder is the user's, and may hold anything.
 TRAINER = (sys.executable, "-P", "-m", "simfast", "train")
 
 
 def check_data(runs: list[Run]) -> None:
-    """Opens every part of the data that the runs still to do will read: what is missing shows now, not hours later.
+    """Opens every part of the data that the runs still to do will read, and reads a sample of it once: what is missing
+    or cannot be trained on shows now, not hours later. What is only suspicious is said by each run.
 
     Raises:
-        ValueError: the row, and what `open_dataset` has to say.
+        ValueError: the row, and what `open_dataset` or `check_sample` has to say.
     """
+    sampled = []
     for run in runs:
-        for part in () if run.result.exists() else arguments_of(run.config):
+        for part, arguments in {} if run.result.exists() else arguments_of(run.config).items():
             try:
-                open_part(run.config, part)
+                dataset = open_part(run.config, part)
+                problems = [] if arguments in sampled else check_sample(dataset, part, SAMPLE_SECONDS).problems
+                if problems:
+                    raise ValueError(problems[0])
+                sampled.append(arguments)
             except (ValueError, OSError) as error:
                 raise ValueError(f"rows: {run.row}: {error}") from error
 

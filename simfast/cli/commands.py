@@ -105,8 +105,7 @@ class Evaluate:
             labelled_ids=held_out.class_ids,
             sets=restored.classes.sets,
         )
-        name = held_out_name(config)
-        found = evaluation_report(scores, restored.classes, restored.weights, name, len(held_out))
+        found = evaluation_report(scores, restored.classes, restored.weights, held_out_name(config), len(held_out))
         warn_if_void(found["scores"], held_out)
         _tell(found, evaluation_text(found, restored.classes), self.report)
         return 0
@@ -206,7 +205,10 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckData:
-    """Read every file that training with these settings would read, and list what is missing or broken."""
+    """Read every file that training with these settings would read; list what is missing, broken or suspicious.
+
+    Warnings are of what can be read, but is probably not meant. The exit status is 1 where there are problems.
+    """
 
     READS: ClassVar[Sequence[str]] = (*_START, *_DATA)
 
@@ -218,7 +220,10 @@ class CheckData:
 
         config = self.config
         parts = arguments_of(config).items()
-        found = {part: check_part(**arguments, workers=config.workers, cache=config.cache) for part, arguments in parts}
+        found = {
+            part: check_part(**arguments, workers=config.workers, cache=config.cache, part=part)
+            for part, arguments in parts
+        }
         log.info("%s", report_text(found, config.classes))
         return int(any(part.problems for part in found.values()))
 

@@ -108,7 +108,7 @@ def open_dataset(
         images=_last_name(images) if images else None,
         ids=None if table is None else tuple(sorted(table.items())),
         classes=None if classes == CITYSCAPES or not own_labels else _in_words(classes),
-        label_files=_portable(label_files) if label_files else None,
+        label_files=None if label_files is None else _portable(label_files),
         image_files="/".join(Path(os.path.abspath(image_files)).parts[-2:]) if image_files else None,
     )
     if root is None and image_files is None and (name == "folder" or (name != "streets" and cache is None)):

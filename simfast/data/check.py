@@ -1,5 +1,7 @@
-"""Reads a whole data set before a long run does, and tells everything that is wrong with it."""
+"""Reads a data set before a long run does, all of it or a sample, and tells what is wrong and what is suspicious."""
 
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,83 +13,150 @@ from simfast.config.classes import IGNORE, Classes
 from simfast.data import open_dataset
 from simfast.data.cache import CachedDataset, verify
 from simfast.data.dataset import SegmentationDataset
+from simfast.data.inspection import Inspection, inspect
 from simfast.data.processes import spread
+from simfast.data.suspicions import Found, all_void, suspicions
+
+Dataset = SegmentationDataset | CachedDataset
 
 ITEMS_PER_JOB = 16
+SAMPLE = 32
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check_data` found.
+    """What `check_data` or `check_sample` found.
 
     Attributes:
-        images: how many there are, readable or not.
+        images: how many there are, readable or not, looked at or not.
         problems: a sentence a problem, each with the file's name, in the order of the items.
+        warnings: a sentence for each thing that can be read, but is probably not meant.
+        passed_over: a sentence for each kind of file that lies there and is not read.
         pixels: int64 [256], pixels of each train id in the labels as they are trained on or scored at; None unlabelled.
         class_ids: train ids that the labels can hold.
     """
 
     images: int
     problems: list[str]
+    warnings: list[str]
+    passed_over: tuple[str, ...] = ()
     pixels: np.ndarray | None = None
     class_ids: tuple[int, ...] = ()
 
 
 def check_part(
-    name: str, root: Path | None, split: str, size: tuple[int, int], workers: int, **options: Any
+    name: str,
+    root: Path | None,
+    split: str,
+    size: tuple[int, int],
+    workers: int,
+    *,
+    part: str = "source",
+    **options: Any,
 ) -> DataReport:
     """`check_data` of what `open_dataset` opens by these arguments; what keeps it from opening is a problem too."""
     try:
         dataset = open_dataset(name, root, split, size, complete=False, **options)
     except ValueError as error:
-        return DataReport(0, [str(error)])
-    return check_data(dataset, workers)
+        return DataReport(0, [str(error)], [])
+    return check_data(dataset, workers, part)
 
 
-def check_data(dataset: SegmentationDataset | CachedDataset, workers: int) -> DataReport:
+def check_data(dataset: Dataset, workers: int, part: str = "source") -> DataReport:
     """Reads every item as training does, and goes on where one is bad; of a cache, also every checksum.
 
     Args:
         dataset: opened with complete=False to have missing files among the problems.
         workers: processes that read; 0 = this one.
+        part: which of `simfast.data.parts.arguments_of` it is.
     """
     problems = list(dataset.problems)
     if isinstance(dataset, CachedDataset):
         problems += verify(dataset.part, workers)
     starts = range(0, len(dataset), ITEMS_PER_JOB)
     jobs = [range(first, min(first + ITEMS_PER_JOB, len(dataset))) for first in starts]
-    pixels, found = np.zeros(256, np.int64), []
-    for first, counts, sentences in spread(_check_items, dataset, jobs, workers, len(dataset), "check"):
-        pixels += counts
-        found.append((first, sentences))
-    for _, sentences in sorted(found):
-        problems += sentences
-    labelled = bool(pixels.any())
-    return DataReport(len(dataset), problems, pixels if labelled else None, dataset.class_ids)
+    found = spread(_inspect_all, dataset, jobs, workers, len(dataset), "check")
+    return _report(dataset, part, problems, [item for items in found for item in items])
+
+
+def check_sample(dataset: Dataset, part: str, seconds: float, labels: bool = True) -> DataReport:
+    """The same of a few items, evenly spread. Where their labels have no pixel of any class, it looks for one further
+    on, through all of them if need be.
+
+    Args:
+        dataset: of any kind.
+        part: which of `simfast.data.parts.arguments_of` it is.
+        seconds: after which no other item is begun.
+        labels: False leaves them unread.
+    """
+    end, items = time.monotonic() + seconds, []
+    order = _evenly_spread(len(dataset))
+    for i in order[:SAMPLE]:
+        if items and time.monotonic() > end:
+            break
+        items.append(inspect(dataset, i, label=labels))
+    classes = {train for item in items for train in item.pixels} - {IGNORE}
+    for i in order[len(items) :] if any(item.pixels for item in items) else ():
+        # The only class of a sample may have rare ones beside it; to have none is worth all the time it takes.
+        if len(classes) > 1 or (classes and time.monotonic() > end):
+            break
+        items.append(inspect(dataset, i, image=False))
+        classes |= set(items[-1].pixels) - {IGNORE}
+    return _report(dataset, part, [], items)
+
+
+def _report(dataset: Dataset, part: str, problems: Sequence[str], items: Iterable[Inspection]) -> DataReport:
+    found = Found(dataset, items, part)
+    problems, warnings = [*problems, *(text for item in found.items for text in item.problems)], suspicions(found)
+    if void := all_void(found):
+        # Nothing can be learned from it; what cannot be scored is a pity.
+        (warnings if part in ("held-out", "report") else problems).append(void)
+    pixels = np.zeros(256, np.int64)
+    for train, count in found.pixels.items():
+        pixels[train] = count
+    counted = pixels if found.labelled else None
+    return DataReport(len(dataset), problems, warnings, dataset.passed_over, counted, dataset.class_ids)
+
+
+def _inspect_all(dataset: Dataset, items: range, tick) -> list[Inspection]:
+    found = []
+    for i in items:
+        found.append(inspect(dataset, i))
+        tick()
+    return found
+
+
+def _evenly_spread(num: int) -> list[int]:
+    """All of range(num), in such an order that the first of them, however many, lie at about equal distances."""
+    bits = max(1, (num - 1).bit_length())
+    order = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
+    return [i for i in order if i < num]
 
 
 def report_text(reports: dict[str, DataReport], classes: Classes, most: int = 20) -> str:
     """What `check_part` found of each part, to be read: problems first, then the share of each class in the labels.
 
     Args:
-        reports: title -> report.
+        reports: part -> report.
         classes: the class list.
         most: problems listed of a part; the others are counted.
     """
     lines = []
-    for title, report in reports.items():
+    for part, report in reports.items():
         bad = f"problems: {len(report.problems)}" if report.problems else "no problem"
-        lines += [f"{title}: {report.images} images, {bad}", *(f"  {text}" for text in report.problems[:most])]
+        bad += f", warnings: {len(report.warnings)}" if report.warnings else ""
+        lines += [f"{part}: {report.images} images, {bad}", *(f"  {text}" for text in report.problems[:most])]
         if len(report.problems) > most:
             lines.append(f"  ... and {len(report.problems) - most} more")
-    labelled = {title: report for title, report in reports.items() if report.pixels is not None}
+        lines += [f"  warning: {text}" for text in report.warnings] + [f"  {text}" for text in report.passed_over]
+    labelled = {part: report for part, report in reports.items() if report.pixels is not None}
     if labelled:
         rows = [
             [name, *(_share(report, i) for report in labelled.values())]
             for i, name in [*enumerate(classes.names), (IGNORE, "don't care")]
         ]
         table = tabulate(rows, headers=["pixels, %", *labelled], disable_numparse=True, stralign="right")
-        lines += ["", table]
+        lines += ["", table, *_only_in_one_domain(labelled, classes)]
     return "\n".join(lines)
 
 
@@ -97,18 +166,17 @@ def _share(report: DataReport, i: int) -> str:
     return f"{100 * report.pixels[i] / report.pixels.sum():.3f}" if report.pixels[i] else "none"
 
 
-def _check_items(dataset: SegmentationDataset | CachedDataset, items: range, tick) -> tuple[int, np.ndarray, list[str]]:
-    pixels, problems = np.zeros(256, np.int64), []
-    for i in items:
-        for kind, read in (("image", dataset.image), ("label", dataset.label)):
-            try:
-                content = read(i)
-            except ValueError as error:
-                # What was missing when the data set was opened has been told.
-                if not (dataset.problems and isinstance(error.__cause__, FileNotFoundError)):
-                    problems.append(str(error))
-                continue
-            if kind == "label":
-                pixels += np.bincount(content.numpy().ravel(), minlength=256)
-        tick()
-    return items.start, pixels, list(dict.fromkeys(problems))
+def _only_in_one_domain(reports: dict[str, DataReport], classes: Classes) -> list[str]:
+    """Classes that were found in the labels of one domain and not in those of the other."""
+    found: dict[str, set[int]] = {}
+    for part, report in reports.items():
+        domain = "source" if part.startswith("source") else "target"
+        found.setdefault(domain, set()).update(i for i in range(len(classes)) if report.pixels[i])
+    if len(found) < 2:
+        return []
+    lines = []
+    for domain, other in (("source", "target"), ("target", "source")):
+        if alone := sorted(found[domain] - found[other]):
+            names = ", ".join(classes.names[i] for i in alone)
+            lines.append(f"labelled in the {domain} alone, never in the {other}'s labels: {names}")
+    return ["", *lines] if lines else []

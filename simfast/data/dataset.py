@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from simfast.config.classes import IGNORE, Classes
+from simfast.data.label_pixels import LabelPixels
 from simfast.data.labels import LabelCoding
 from simfast.data.listing import files_by_name, nfc
 from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES, is_turned, picture_size, read_image
@@ -114,10 +115,16 @@ class SegmentationDataset:
         if self.labels is None:
             return torch.empty(0, dtype=torch.uint8)
         path = self.labels[i]
-        label = (self.read_label or self.coding.read)(path)  # before resizing, which may lose the id that is wrong
-        height, width = label.shape
+        # All of it is read before it is resized, which may lose the id that is wrong.
+        return self._fitted((self.read_label or self.coding.read)(path), i)
+
+    def label_of(self, i: int, pixels: LabelPixels) -> Tensor:
+        """`label` of what its file holds, where that has been read."""
+        return self._fitted(self.coding.train_ids(pixels, self.labels[i]), i)
+
+    def _fitted(self, label: np.ndarray, i: int) -> Tensor:
         if self.size_tolerance is not None:
-            _require_size((width, height), path, self.images[i], self.size_tolerance)
+            _require_size(label.shape[::-1], self.labels[i], self.images[i], self.size_tolerance)
         if self.resize_labels:
             label = np.array(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
         return torch.from_numpy(label)

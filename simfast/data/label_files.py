@@ -42,6 +42,8 @@ class LabelFiles:
             above = Path(os.path.abspath(self.root))
             self._bases = [*((base, all) for base in (self.root, *above.parents)), *self._bases]
         self._folders, self._listed = Folders(), cache(_label_maps)
+        if not pattern.strip():
+            raise ValueError(f"{OPTION}: must be a folder, a pattern or rules, got {pattern!r}")
         if ARROW in pattern:
             self._rules = [_rule(rule, pattern) for rule in pattern.split(",")]
         elif "{" in pattern or "}" in pattern:

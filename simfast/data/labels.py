@@ -69,7 +69,10 @@ class LabelCoding:
             ValueError: an unreadable file, an id or colour that is not listed where `other` is an error, two readings
                 that differ, a palette that contradicts its indices; names the file, the pixel and what mends it.
         """
-        pixels = read_label_pixels(Path(path))
+        return self.train_ids(read_label_pixels(Path(path)), path)
+
+    def train_ids(self, pixels: LabelPixels, path: Path) -> np.ndarray:
+        """`read` of what `read_label_pixels` gave of the file."""
         used = _Used(pixels.values, path)
         if pixels.colour_bits:
             reading = self._of_channels(pixels, used)

@@ -67,10 +67,15 @@ def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> D
     try:
         return open_dataset(**arguments, cache=config.cache)
     except ValueError as error:
-        if part != "held-out" or config.eval_images is not None or not (config.target_root or Path("?")).is_dir():
+        remedy = None
+        if part == "report":
+            remedy = f"--report-split None where its {config.report_split!r} is not to be scored"
+        elif part == "held-out" and config.eval_images is None:
+            remedy = f"--eval-split none where nothing of it is labelled, in place of {config.eval_split!r}; "
+            remedy += "--eval-images and --eval-labels for a labelled set apart"
+        if remedy is None or config.target_root is None or not config.target_root.is_dir():
             raise
-        remedy = "--eval-split none where nothing of it is labelled, --eval-images and --eval-labels for a set apart"
-        raise ValueError(f"{error}; the target is evaluated on its {config.eval_split!r} (give {remedy})") from error
+        raise ValueError(f"{error} (of the target; give {remedy})") from error
 
 
 def held_out_name(config: Config) -> str:

@@ -32,8 +32,18 @@ def is_better(row: Row, best: Row | None) -> bool:
     return row["miou"] is not None and row["miou"] > best["miou"]
 
 
+def titled(rows: dict[str, Row]) -> dict[str, Row]:
+    """Rows by their names, with the steps that they are of."""
+    return {f"{name} ({row['step']})": row for name, row in rows.items()}
+
+
 class Scoring:
     """Scores on the held-out set.
+
+    Attributes:
+        scored: what is scored on, if anything.
+        about: what is looked at, in words.
+        passed_over: as `SegmentationDataset`'s.
 
     Args:
         config: the run's settings.
@@ -45,12 +55,12 @@ class Scoring:
     """
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
-        self._config, self._held_out = config, open_part(config, "held-out")
-        self.passed_over = self._held_out.passed_over
-        _require_images("eval_split", self._held_out)
-        self._class_ids, self._trained_ids = scored_classes(config, labelled, self._held_out), labelled.class_ids
-        self._loader = _share(self._held_out, config, device)
-        self.about, self._looked = f"{len(self._held_out)} held-out images", False
+        self._config, self.scored = config, open_part(config, "held-out")
+        self.passed_over = self.scored.passed_over
+        _require_images("eval_split", self.scored)
+        self._class_ids, self._trained_ids = scored_classes(config, labelled, self.scored), labelled.class_ids
+        self._loader = _share(self.scored, config, device)
+        self.about, self._looked = f"{len(self.scored)} held-out images", False
         if config.eval_images is not None:
             instead = "" if config.eval_split == "none" else f", in place of the target's {config.eval_split!r}"
             self.about += f" ({config.eval_images}{instead})"
@@ -64,14 +74,14 @@ class Scoring:
             trainer.convention,
             trainer.device,
             self._config.panel_images,
-            labelled_ids=self._held_out.class_ids,
+            labelled_ids=self.scored.class_ids,
             sets=self._config.classes.sets,
             total=distributed.total,
             dtype=DTYPES[trainer.precision],
         )
         row = score_row(scores, self._config.classes)
         if not self._looked:
-            warn_if_void(row, self._held_out)
+            warn_if_void(row, self.scored)
         self._looked = True
         return row, pictures
 
@@ -86,9 +96,9 @@ class Scoring:
         return f"mIoU {100 * row['miou']:.2f} %, best {100 * best['miou']:.2f} %"
 
     def table(self, rows: dict[str, Row]) -> str:
-        """The last and the best row, by their titles."""
+        """The rows "last" and "best", of result.json."""
         where = self._config.eval_images or self._config.eval_split
-        return f"{where}\n{scores_text(rows, self._config.classes, self._class_ids, self._trained_ids)}"
+        return f"{where}\n{scores_text(titled(rows), self._config.classes, self._class_ids, self._trained_ids)}"
 
     def found(self) -> dict[str, Any]:
         """What a result says beside its rows."""
@@ -100,7 +110,7 @@ class Watching:
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         target = open_part(config, "photographs")
-        self.passed_over = target.passed_over
+        self.scored, self.passed_over = None, target.passed_over
         _require_images("target", target)
         places = spread(len(target))
         self._config, self._loader = config, _share(target, config, device, places)
@@ -128,8 +138,8 @@ class Watching:
         return signal_text(row, self._config.pseudo_cap)
 
     def table(self, rows: dict[str, Row]) -> str:
-        (title, last), *_ = rows.items()  # the best is the same
-        return f"no labels to score on, best is last\n{signal_table({title: last}, self._label_shares)}"
+        last = titled({"last": rows["last"]})
+        return f"no labels to score on, best is last\n{signal_table(last, self._label_shares)}"
 
     def found(self) -> dict[str, Any]:
         return {"signals": self._found | {"label_shares": self._label_shares}}

@@ -6,7 +6,6 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ from simfast.runtime.console import StopSignals, set_up_logging
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
+from simfast.training.first_look import first_look
 from simfast.training.folder import RunFolder, run_folder
-from simfast.training.looks import Scoring, Watching, is_better
+from simfast.training.looks import Scoring, Watching, is_better, titled
 from simfast.training.optimizers import poly
 from simfast.training.progress import TrainingProgress
 from simfast.training.stage2 import find_pseudo_labels
@@ -113,6 +113,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     log.info("%s: %s, steps %d to %d", config.row, what, first + 1, config.steps)
     pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
     loader, labelled, looks = open_data(config, device, first, pseudo_labels)
+    report = None if config.report_split is None else open_part(config, "report")  # what is missing shows now
     trainer = build_trainer(config, device, resumed)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
@@ -182,43 +183,32 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     result |= {"step": config.steps, "last": last, "best": best, "seconds": round(seconds(), 1)}
     result |= {"processes": processes, "environment": environment(device)}
     result |= looks.found()
-    reported: list[int] = []
-    if config.report_split is not None:
-        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled)
+    table = looks.table({name: result[name] for name in ("last", "best")})
+    if report is not None:
+        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled, report)
+        table = reported if config.scored else f"{table}\n\n{reported}"
     if lead:
-        write_results(config, out, result, looks, reported, labelled.class_ids)
+        write_results(config, out, result, table)
     distributed.wait()
     return result
 
 
-def write_results(
-    config: Config,
-    out: Path,
-    result: dict[str, Any],
-    looks: Scoring | Watching,
-    reported: list[int],
-    trained: Sequence[int],
-) -> None:
-    """What a run leaves at its end, beside its checkpoints. `reported`, `trained`: the classes that the report's mean
-    is over, and that the labels trained on can have."""
+def write_results(config: Config, out: Path, result: dict[str, Any], table: str) -> None:
+    """What a run leaves at its end, beside its checkpoints."""
     save_curve(out / "curve.png", {config.row: read_metrics(out / "metrics.jsonl")})
     write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     log.info("%s, %s recipe, seed %d", config.row, config.recipe, config.seed)
-    if "report" not in result or not config.scored:
-        log.info("%s\n", looks.table({f"{name} ({result[name]['step']})": result[name] for name in ("last", "best")}))
-    if "report" in result:
-        columns = {f"{name} ({row['step']})": row for name, row in result["report"].items()}
-        log.info("%s\n%s\n", config.report_split, scores_text(columns, config.classes, reported, trained))
+    log.info("%s\n", table)
     log.info("%s: checkpoints last.pt and best.pt, panels, curve.png, metrics.jsonl, tensorboard/", out)
 
 
 def score_report(
-    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture
-) -> tuple[dict[str, Any], list[int]]:
+    config: Config, trainer: Trainer, out: Path, labelled: Dataset | Mixture, part: Dataset
+) -> tuple[dict[str, Any], str]:
     """Rows of metrics of the last and the best checkpoint on the part that nothing was chosen on, in fp32 whatever the
-    run's precision, as `simfast evaluate` scores them; and the classes that their mean IoU is over."""
-    part, rows = open_part(config, "report"), {}
+    run's precision, as `simfast evaluate` scores them; and their table."""
     class_ids, loader = scored_classes(config, labelled, part), evaluation_loader(part, 1, config.workers)
+    rows: dict[str, Any] = {}
     for name in ("last", "best"):
         state = checkpoint.load(out / f"{name}.pt")
         if same := [row for row in rows.values() if row["step"] == state["step"]]:
@@ -229,18 +219,22 @@ def score_report(
         scores, _ = evaluate(trainer.model, loader, class_ids, trainer.convention, trainer.device, **own)
         rows[name] = score_row(scores, config.classes) | {"step": state["step"]}
         warn_if_void(rows[name], part)
-    return rows, class_ids
+    table = scores_text(titled(rows), config.classes, class_ids, labelled.class_ids)
+    return rows, f"{config.report_split}\n{table}"
 
 
 def open_data(
     config: Config, device: torch.device, position: int, pseudo_labels: Path | None
 ) -> tuple[DomainLoader, Dataset | Mixture, Scoring | Watching]:
     """Training batches from a position on, this process's share of them; what is trained on with labels; and what the
-    run is looked at by. target-only trains on the target's labels as source-only does on the source's."""
+    run is looked at by. target-only trains on the target's labels as source-only does on the source's. At position 0
+    all of it is checked by a sample."""
     target = open_part(config, "target", pseudo_labels)
     labelled = target if config.method == "target-only" else open_source(config)
     looks = (Scoring if config.scored else Watching)(config, labelled, device)
     seen = target if config.uses_target or config.transfer != "none" else None
+    if position == 0:
+        distributed.on_lead(first_look, config, labelled, seen, looks.scored, pseudo_labels is not None)
     share = {"rank": distributed.rank(), "ranks": distributed.size()}
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from simfast.analysis import ablate
 from simfast.analysis.ablation_table import PUBLISHED, summarise
@@ -279,6 +281,17 @@ def test_data_that_a_later_row_lacks_are_missed_before_anything_is_trained(folde
     ablate.check_data(plan(["source-only", "aa+sim+ssl"], [0], shared))
     with pytest.raises(ValueError, match=r"rows: target-only: .* run `simfast prepare` with the same settings"):
         ablate.check_data(plan(["source-only", "target-only"], [0], shared))
+
+
+def test_labels_without_a_class_are_missed_before_anything_is_trained(folders, shared, tmp_path):
+    shutil.copytree(folders / "source", tmp_path / "source")
+    for path in (tmp_path / "source/train/labels").iterdir():
+        Image.new("L", (64, 64), 255).save(path)
+    data = {"source": ("folder",), "source_root": (tmp_path / "source",), "target": "folder"}
+    shared = dataclasses.replace(shared, **data, target_root=folders / "target")
+    ablate.check_data(plan(["target-only"], [0], shared))
+    with pytest.raises(ValueError, match=r"rows: source-only: .*a label map must have a pixel of some class"):
+        ablate.check_data(plan(["target-only", "source-only"], [0], shared))
 
 
 def test_rows_without_labels_to_score_on_have_signals_in_the_table(shared, tmp_path):

@@ -4,8 +4,9 @@ import pytest
 from trees import ids_map, make_cityscapes, make_gta5, make_synthia, picture, save
 
 from simfast.config.classes import CITYSCAPES
-from simfast.data import open_dataset
-from simfast.data.check import check_data, check_part, report_text
+from simfast.data import check, open_dataset
+from simfast.data.check import check_data, check_part, check_sample, report_text
+from simfast.data.inspection import inspect
 from simfast.data.prepare import prepare
 
 SIZE = (20, 14)
@@ -83,3 +84,63 @@ def test_a_cache_is_checked_by_its_sums(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     (problem,) = check_data(data, 0).problems
     assert problem.startswith(f"{path}: its checksum")
+
+
+def test_what_one_domain_alone_labels_is_told_below_the_table(tmp_path):
+    make_gta5(tmp_path / "source", ids=(7, 8, 11, 34, 0))
+    make_cityscapes(tmp_path / "target", ("val",), ids=(7, 11, 26, 27, 0))
+    reports = {
+        "source": check_part("gta5", tmp_path / "source", "train", SIZE, 0),
+        "target": check_part("cityscapes", tmp_path / "target", "val", SIZE, 0, part="target", labelled=False),
+        "held-out": check_part("cityscapes", tmp_path / "target", "val", SIZE, 0, part="held-out"),
+    }
+    assert report_text(reports, CITYSCAPES).splitlines()[-3:] == [
+        "",
+        "labelled in the source alone, never in the target's labels: sidewalk",
+        "labelled in the target alone, never in the source's labels: car, truck",
+    ]
+    assert "labelled in" not in report_text({"source": reports["source"], "target": reports["target"]}, CITYSCAPES)
+
+
+def test_a_warning_stands_under_its_part(tmp_path):
+    make_gta5(tmp_path, ids=(7, 0))
+    text = report_text({"source": check_part("gta5", tmp_path, "train", SIZE, 0)}, CITYSCAPES)
+    first, second = text.splitlines()[:2]
+    assert first == "source: 3 images, no problem, warnings: 1"
+    assert second.startswith(f"  warning: {tmp_path}/labels: road is the only class in 3 label maps")
+
+
+def test_a_cache_is_suspected_of_what_can_be_seen_in_it(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"data/images/{i}.png", ids_map([5, 5, 5]))
+        save(tmp_path / f"data/labels/{i}.png", ids_map([0, 255]))
+    prepare(open_dataset("folder", tmp_path / "data", "train", SIZE), tmp_path / "cache", 0)
+    report = check_part("folder", tmp_path / "data", "train", SIZE, 0, cache=tmp_path / "cache")
+    assert report.problems == []
+    one_class, constant = report.warnings
+    assert one_class.startswith(str(tmp_path / "cache"))
+    assert "road is the only class in 3 label maps" in one_class
+    assert "0: has one colour all over (3 of 3 images have)" in constant
+
+
+def test_a_sample_is_spread_evenly_and_looks_further_for_a_class(tmp_path, monkeypatch):
+    for i in range(100):
+        save(tmp_path / f"images/{i:02d}.png", picture(i))
+        save(tmp_path / f"labels/{i:02d}.png", ids_map([0, 13] if i == 77 else [255]))
+    data, read = open_dataset("folder", tmp_path, "train", SIZE), []
+    monkeypatch.setattr(check, "inspect", lambda data, i, **what: read.append((i, what)) or inspect(data, i, **what))
+    report = check_sample(data, "source", 60)
+    assert report.problems == []
+    sample = sorted(i for i, what in read if what.get("image", True))
+    assert len(sample) == 32
+    assert max(b - a for a, b in zip(sample, [*sample[1:], 100], strict=True)) <= 4
+    assert read[-1] == (77, {"image": False})
+    assert check_sample(data, "source", 60, labels=False).pixels is None
+    save(tmp_path / "labels/77.png", ids_map([255]))
+    (problem,) = check_sample(data, "source", 0).problems
+    assert "don't care alone in all 100" in problem
+
+
+def test_a_sample_ends_with_its_time(tmp_path):
+    make_gta5(tmp_path, count=20)
+    assert check_sample(open_dataset("gta5", tmp_path, "train", SIZE), "source", 0).pixels.sum() == SIZE[0] * SIZE[1]

@@ -19,6 +19,7 @@ from simfast.data import open_dataset
 from simfast.data.classes import coding_of
 from simfast.data.folder import open_pairs
 from simfast.data.loader import DomainLoader, evaluation_loader, on_device
+from simfast.data.order import Mixture
 from simfast.data.prepare import prepare
 from simfast.testing import needs_gpu
 
@@ -119,6 +120,15 @@ def test_a_cache_gives_the_same_batches_whatever_is_done_to_them(workers, domain
             for x in batch:
                 x.zero_()
         loader.position = 0
+
+
+def test_a_mixture_is_read_by_threads_only_where_all_of_it_is_from_caches(domains, cached):
+    for second, processes in ((cached[1], 0), (domains[1], 2)):
+        before = _children()
+        batches = iter(DomainLoader(Mixture([cached[0], second], [1, 2]), None, 2, 0, 2, False))
+        next(batches)
+        assert len(_children() - before) == processes
+        batches.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

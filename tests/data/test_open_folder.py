@@ -2,13 +2,15 @@
 
 import json
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from trees import ids_map, picture, save
 
 from simfast.data import open_dataset
-from simfast.data.cache import fingerprint
+from simfast.data.cache import fingerprint, part_name
+from simfast.data.dataset import Description
 from simfast.data.prepare import prepare
 
 SIZE = (20, 14)
@@ -180,6 +182,7 @@ def test_two_files_that_differ_in_composition_alone_are_one_name(tmp_path):
             "train/gtFine/aachen/x_gtFine_labelIds.png",
         ),
         (".jpg->.png", "images/1.jpg", "images/1.png"),
+        ("_rgb -> _ids, images -> gt", "a/1_rgb.png", "a/1_ids.png"),
     ],
 )
 def test_label_maps_are_found_by_folder_pattern_and_rules(pattern, image, label, tmp_path):
@@ -229,6 +232,7 @@ def test_an_image_without_a_label_is_a_problem_that_names_the_option(tmp_path):
     ("pattern", "message"),
     [
         ("{dir}/{stm}_L.png", r"must have no other fields than \{dir\}, \{stem\}, .* got \{stm\}"),
+        ("", "must be a folder, a pattern or rules, got ''"),
         ("{}_L.png", r"must have no other fields than .* got \{\}"),
         ("{stem:>4}.png", "must have no other fields than"),
         ("{dir}/{stem_L.png", "braces must come in pairs"),
@@ -356,7 +360,7 @@ def test_held_out_images_stand_for_root_and_split(tmp_path):
 def test_a_cached_part_is_told_from_one_by_another_pattern_and_keeps_nested_names(tmp_path):
     pictures(tmp_path, "images/x/a.jpg", "images/b.jpg")
     label_maps(tmp_path, "L/x/a.png", "L/b.png", ids=[1])
-    label_maps(tmp_path, "M/x/a.png", "M/b.png", ids=[2])
+    label_maps(tmp_path, "M/x/a.png", "M/b.png", "M/c.png", ids=[2])
     (tmp_path / "list.txt").write_text("images/b.jpg\n")
     kinds = [("train", "L", 1), ("train", "M", 2), ("train", "images -> L", 1), ("list.txt", "images -> M", 2)]
     for split, pattern, _ in kinds:
@@ -380,6 +384,15 @@ def test_a_cache_whose_names_are_composed_in_another_way_still_serves(tmp_path):
     index["shards"][0]["images"]["made_from"] = fingerprint([DECOMPOSED], [tmp_path / f"images/{COMPOSED}.png"])
     (part / "index.json").write_text(json.dumps(index))
     assert len(opened(tmp_path, labelled=False, cache=tmp_path / "cache")) == 1
+    label_maps(tmp_path, f"pseudo/{COMPOSED}.png")
+    assert opened(tmp_path, labels=tmp_path / "pseudo", cache=tmp_path / "cache").problems == ()
+
+
+def test_parts_that_older_versions_prepared_keep_their_names():
+    older = Description("folder", "train", (64, 48), False, True, folder="photos")
+    assert part_name(older) == "folder-photos-train-64x48-unlabelled-1aebdaaf"
+    named = {part_name(replace(older, **{field: "x"})) for field in ("label_files", "image_files", "classes")}
+    assert len(named | {part_name(older)}) == 4
 
 
 def test_pseudo_labels_are_read_back_under_nested_names(tmp_path):

@@ -231,7 +231,8 @@ def test_a_failing_rank_brings_down_the_others_with_its_message(settings, folder
     root = shutil.copytree(folders / "source", tmp_path / "source")
     (root / "train" / "images" / "3.png").write_bytes(b"not a picture")
     started = time.monotonic()
-    process = torchrun(2, *settings, "--steps", 20, "--source-root", root, "--out", tmp_path / "run")
+    settings = [str(root) if part == str(folders / "source") else part for part in settings]
+    process = torchrun(2, *settings, "--steps", 20, "--out", tmp_path / "run")
     output = finish(process, code=1)
     assert "images/3.png: must be a readable picture" in output
     assert time.monotonic() - started < distributed.TIMEOUT.total_seconds() / 5

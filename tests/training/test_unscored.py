@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import train
+from running import settings_of, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simfast.cli import call
@@ -152,8 +152,13 @@ def test_a_set_that_is_all_dont_care_is_named_and_stops_nothing(settings, folder
 
 
 def test_what_cannot_be_evaluated_says_what_to_give(unlabelled, tmp_path):
-    with pytest.raises(SystemExit, match=r"val.*'val' \(give --eval-split none .* --eval-images and --eval-labels"):
-        train([*unlabelled, "--eval-split", "val", "--steps", "1", "--out", str(tmp_path / "run")])
+    command = [*unlabelled, "--steps", "1", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"'val'.*give --eval-split none .* --eval-images and --eval-labels"):
+        train([*command, "--eval-split", "val"])
+    with pytest.raises(SystemExit, match=r"'test'.*give --report-split None"):
+        train([*command, "--report-split", "test"])
+    assert not (tmp_path / "run").exists()  # before the first step
+    assert settings_of([*command, "--report-split", "None"]).report_split is None
     train([*unlabelled, "--method", "source-only", "--steps", "1", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match=r"eval_split: must name a labelled part .* --eval-images and --eval-labels"):
         call(["evaluate", str(tmp_path / "run"), "--workers", "0"])
@@ -186,12 +191,12 @@ def test_a_labelled_set_apart_scores_in_place_of_the_target_s(unlabelled, folder
 
 
 def test_class_shares_are_those_of_a_mixture_of_sources(unlabelled, folders, tmp_path):
-    sources = {"source": 1, "target": 3}
-    roots = [str(folders / name) for name in sources]
-    command = ["--source", "folder", "folder", "--source-root", *roots, "--source-share", *map(str, sources.values())]
+    shares = {"source": 1, "target": 3}
+    command = ["--source", "folder", "--source-root", str(folders / "target")]  # beside that of the settings
+    command += [part for share in shares.values() for part in ("--source-share", str(share))]
     result = train([*unlabelled, *command, "--method", "source-only", "--steps", "1", "--out", str(tmp_path / "run")])
     by_hand = np.zeros(256)
-    for name, share in sources.items():
+    for name, share in shares.items():
         dataset = open_dataset("folder", folders / name, "train", (64, 64))
         counts = np.bincount(np.concatenate([dataset.label(i).flatten() for i in range(len(dataset))]), minlength=256)
         by_hand += share / 4 * counts / counts[:19].sum()

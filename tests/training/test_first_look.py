@@ -1,0 +1,63 @@
+"""A run's look at a sample of its data before the first step."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import train
+
+from simfast.models import checkpoint
+from simfast.training import run
+
+
+@pytest.fixture
+def source(settings, folders, tmp_path):
+    """A copy of the source's folder, and a run's settings with it."""
+    root = tmp_path / "source"
+    shutil.copytree(folders / "source", root)
+    here = [str(root) if value == str(folders / "source") else value for value in settings]
+    return root, [*here, "--out", str(tmp_path / "run"), "--steps", "1"]
+
+
+def repaint(folder, paint):
+    for path in folder.glob("*.png"):
+        Image.fromarray(paint(np.asarray(Image.open(path)))).save(path)
+
+
+def warnings(out):
+    """What the look has logged in a run's folder."""
+    lines = [line.partition(" ")[2] for line in (out / "log.txt").read_text().splitlines()]
+    return [line for line in lines if line.startswith(("source: ", "target: ", "held-out: ", "seen in a sample"))]
+
+
+def test_a_warning_is_logged_once_and_not_where_a_run_goes_on(source, tmp_path):
+    root, settings = source
+    repaint(root / "train/labels", lambda label: np.where(label == 13, 255, 0).astype(np.uint8))
+    train(settings)
+    what, hint = said = warnings(tmp_path / "run")
+    assert what.startswith(f"source: {root}/train/labels: road is the only class in 5 label maps")
+    assert "`simfast check-data` reads all of them" in hint
+    train(["--resume", str(tmp_path / "run"), "--steps", "2"])
+    assert warnings(tmp_path / "run") == said
+
+
+def test_nothing_is_trained_on_labels_without_a_class(source, tmp_path):
+    root, settings = source
+    repaint(root / "train/labels", lambda label: np.full_like(label, 255))
+    with pytest.raises(SystemExit, match=f"{root}/train/labels: a label map must have a pixel of some class"):
+        train(settings)
+    assert not list(tmp_path.glob("run/*.pt"))
+
+
+def test_the_look_changes_no_bit_of_a_run(settings, tmp_path, monkeypatch):
+    states = []
+    for look in (run.first_look, lambda *_: None):
+        monkeypatch.setattr(run, "first_look", look)
+        out = tmp_path / str(len(states))
+        train([*settings, "--out", str(out), "--steps", "1"])
+        states.append(checkpoint.load(out / "last.pt"))
+    assert all(torch.equal(states[0]["model"][name], tensor) for name, tensor in states[1]["model"].items())
+    assert torch.equal(states[0]["random"]["cpu"], states[1]["random"]["cpu"])
+    assert warnings(tmp_path / "0") == []
