@@ -12,12 +12,10 @@ from tabulate import tabulate
 from simfast.config.classes import IGNORE, Classes
 from simfast.data import open_dataset
 from simfast.data.cache import CachedDataset, verify
-from simfast.data.dataset import SegmentationDataset
 from simfast.data.inspection import Inspection, inspect
+from simfast.data.order import Dataset
 from simfast.data.processes import spread
 from simfast.data.suspicions import Found, all_void, suspicions
-
-Dataset = SegmentationDataset | CachedDataset
 
 ITEMS_PER_JOB = 16
 SAMPLE = 32

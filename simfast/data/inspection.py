@@ -12,6 +12,7 @@ from simfast.data.cache import CachedDataset
 from simfast.data.dataset import SegmentationDataset
 from simfast.data.label_pixels import LabelPixels, read_label_pixels
 from simfast.data.labels import LabelCoding
+from simfast.data.order import Dataset
 from simfast.data.pictures import picture_size
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Inspection:
     sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
 
 
-def inspect(dataset: SegmentationDataset | CachedDataset, i: int, image: bool = True, label: bool = True) -> Inspection:
+def inspect(dataset: Dataset, i: int, image: bool = True, label: bool = True) -> Inspection:
     """Item i, read as training reads it.
 
     Args:
@@ -94,7 +95,9 @@ def _ids(pixels: LabelPixels, coding: LabelCoding) -> np.ndarray | None:
     """Ids [H, W] of a label file; None where it holds colours."""
     values, mask = pixels.values, (1 << pixels.colour_bits) - 1
     if pixels.colour_bits:
-        red, green, blue = (values >> bits & mask for bits in (0, pixels.colour_bits, 2 * pixels.colour_bits))
+        dtype = np.uint8 if pixels.colour_bits == 8 else np.uint16
+        bits = (0, pixels.colour_bits, 2 * pixels.colour_bits)
+        red, green, blue = ((values >> shift & mask).astype(dtype) for shift in bits)
         grey = (red == green).all() and (red == blue).all()
         return red if grey or not (green.any() or blue.any()) else None
     if pixels.palette and coding.colours and not coding.published and not coding.classes.built_in:
@@ -114,7 +117,7 @@ def _seams(ids: np.ndarray) -> dict[str, Any]:
     return {"border": int((low != high).sum()), "between": _counts(ids[(low < ids) & (ids < high)])}
 
 
-def _read(dataset, problems: list[str], read: Callable[..., T], *arguments: Any) -> T | None:
+def _read(dataset: Dataset, problems: list[str], read: Callable[..., T], *arguments: Any) -> T | None:
     """read(*arguments); None where that is a problem, which is then among `problems`."""
     try:
         return read(*arguments)

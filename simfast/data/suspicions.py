@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from simfast.config.classes import IGNORE, RGB
-from simfast.data.cache import CachedDataset
 from simfast.data.classes import PUBLISHED
-from simfast.data.dataset import SegmentationDataset
 from simfast.data.inspection import Inspection
-
-Dataset = SegmentationDataset | CachedDataset
+from simfast.data.order import Dataset
 
 MOSTLY = 0.5
 """Share of "don't care" pixels above which a part is suspicious."""

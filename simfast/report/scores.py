@@ -71,21 +71,19 @@ def coverage(
         class_ids: the classes asked for.
         trained_ids: those that the training labels can have; None where nothing was trained.
     """
-    names = classes.names
-    scored = [c for c in class_ids if row.get(f"iou/{names[c]}") is not None]
-    absent = [c for c in class_ids if c not in scored]
-    unasked = [c for c in range(len(names)) if c not in class_ids]
-    untrained = [] if trained_ids is None else [c for c in range(len(names)) if c not in trained_ids]
+    names, asked = classes.names, [classes.names[c] for c in class_ids]
+    scored = [name for name in asked if row.get(f"iou/{name}") is not None]
+    absent = [name for name in asked if name not in scored]
+    left_out = [name for name in names if name not in scored]
+    untrained = [] if trained_ids is None else [name for c, name in enumerate(names) if c not in trained_ids]
     found = []
-    if len(scored) < len(names):
-        found.append(f"mIoU is over {len(scored)} of {len(names)} classes: {_few(scored, classes)}")
-    for ids, why in (
-        (absent, "the labels scored have no pixel of"),
-        (unasked, "left out of the mean"),
-        (untrained, "the training labels do not have"),
-    ):
-        if ids:
-            found.append(f"{why}: {_few(ids, classes)}")
+    if left_out:
+        which = f", all but {_few(left_out)}" if len(left_out) < len(scored) else f": {_few(scored)}"
+        found.append(f"mIoU is over {len(scored)} of {len(names)} classes{which}")
+    if absent:
+        found.append(f"the labels scored have no pixel of {_few(absent)}")
+    if untrained:
+        found.append(f"the labels trained on do not have {_few(untrained)}")
     return found
 
 
@@ -109,9 +107,8 @@ def _found(scores: Scores, class_ids: Sequence[int], classes: Classes) -> list[s
     return [classes.names[c] for c in class_ids if not math.isnan(scores.iou[c])]
 
 
-def _few(ids: Sequence[int], classes: Classes, most: int = 20) -> str:
-    names = [classes.names[c] for c in ids[:most]]
-    return (", ".join(names) or "none") + (f" and {len(ids) - most} more" if len(ids) > most else "")
+def _few(names: Sequence[str], most: int = 20) -> str:
+    return (", ".join(names[:most]) or "none") + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def evaluation_report(
@@ -157,5 +154,5 @@ def evaluation_text(report: dict[str, Any], classes: Classes) -> str:
         scores_text({"IoU": report["scores"]}, classes, sorted(asked)),
         "",
     ]
-    lines += [f"{name.replace('miou', 'mIoU')}: mean over {', '.join(names)}" for name, names in means.items()]
+    lines += [f"{name.replace('miou', 'mIoU')}: mean over {_few(names)}" for name, names in means.items()]
     return "\n".join(lines)

@@ -235,6 +235,19 @@ def test_check_data_names_what_is_broken(settings, folders, tmp_path, capsys):
     assert "77" in found
 
 
+def test_check_data_warns_of_what_is_no_problem(settings, folders, tmp_path, capsys):
+    root = tmp_path / "target"
+    shutil.copytree(folders / "target", root)
+    for path in (root / "val" / "labels").iterdir():
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 13, 255, 0).astype(np.uint8)).save(path)
+    capsys.readouterr()
+    assert simfast("check-data", *data_of(settings), "--target-root", root) == 0
+    found = capsys.readouterr().out
+    assert "held-out: 2 images, no problem, warnings: 1" in found
+    assert f"warning: {root}/val/labels: road is the only class in 2 label maps" in found
+    assert "--target-ids FILE with {0: 0, 255: 1}" in found
+
+
 def test_errors_are_one_line_that_names_the_command(settings, tmp_path):
     message = simfast("prepare", *data_of(settings))
     assert message == "simfast prepare: cache: must name the folder to fill, got none"
