@@ -13,6 +13,7 @@ import pytest
 from simfast.cli import main
 from simfast.cli.commands import COMMANDS
 from simfast.cli.parse import parse
+from simfast.config.classes import CITYSCAPES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -85,7 +86,11 @@ def found(name: str) -> bool:
 
 
 @each_page
-def test_commands_have_the_settings_that_are_named(page):
+def test_commands_have_the_settings_that_are_named(page, tmp_path, monkeypatch):
+    # What the pages' commands read: the example's class list.
+    (tmp_path / "yard").mkdir()
+    (tmp_path / "yard/classes.yaml").write_text(CITYSCAPES.text())
+    monkeypatch.chdir(tmp_path)
     every = OTHERS.union(*map(flags, COMMANDS))
     for line in code(page):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line))
