@@ -3,7 +3,7 @@
 import difflib
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -171,7 +171,7 @@ def classes_of(value: "Classes | Mapping[str, Any] | str | Path") -> Classes:
         return built_in(str(value))
     path = Path(value)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         came = "nothing there" if isinstance(error, FileNotFoundError) else str(error)
         rule = f"must be one of {', '.join(BUILT_IN)}, or a YAML file of classes (`simfast classes` prints one)"
@@ -181,10 +181,29 @@ def classes_of(value: "Classes | Mapping[str, Any] | str | Path") -> Classes:
     return _parsed(content, path.stem, str(path))
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without a key that stands twice, of which the last would quietly count."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice} twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML file of a user's holds, in plain values.
+
+    Raises:
+        yaml.YAMLError: it is none, or a key stands twice.
+    """
+    return yaml.load(text, _UniqueKeys)
+
+
 @cache
 def built_in(name: str) -> Classes:
     """One of `BUILT_IN`."""
-    return _parsed(yaml.safe_load(_built_in_text(name)), name, name)
+    return replace(_parsed(yaml.safe_load(_built_in_text(name)), name, name), title=name)
 
 
 def _built_in_text(name: str) -> str:
@@ -211,19 +230,23 @@ def _parsed(content: Any, title: str, where: str) -> Classes:
         if not isinstance(content["classes"], list):
             raise ValueError(f"classes: must be a list of classes, got {_came(content['classes'])}")
         entries = tuple(_class(number, one) for number, one in enumerate(content["classes"]))
-        ignore = content.get("ignore") or {}
+        ignore = {} if content.get("ignore") is None else content["ignore"]
         _check_keys(ignore, ("ids", "colours"), (), "ignore")
         other = content.get("other", "error")
         if other not in ("error", "ignore"):
             raise ValueError(f"other: must be error or ignore, got {other!r}")
         title = str(content.get("title", title))
+        if "title" in content and (not title.isprintable() or not title.strip()):
+            raise ValueError(f"title: must be text on one line, got {title!r}")
         return Classes(
-            f"{title}.yaml" if title in BUILT_IN and where not in BUILT_IN else title,
+            f"{title}.yaml" if title in BUILT_IN else title,  # a list of its own, whatever it says
             entries,
             _ids(ignore.get("ids"), "ignore: ids"),
             _colours(ignore.get("colours"), "ignore: colours"),
             other,
-            _score_sets(content.get("score_sets") or {}, [entry.name for entry in entries]),
+            _score_sets(
+                {} if content.get("score_sets") is None else content["score_sets"], [entry.name for entry in entries]
+            ),
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -236,6 +259,10 @@ def _class(number: int, one: Any) -> LabelClass:
     if not isinstance(name, str) or not name.isprintable() or not name.strip():
         raise ValueError(
             f"{where}: name: must be text on one line (in quotes, if YAML takes it for more), got {name!r}"
+        )
+    if name == "ignore":
+        raise ValueError(
+            f"{where}: name: must not be what id maps call don't care, which has a key `ignore` of its own"
         )
     if one["kind"] not in ("stuff", "thing"):
         raise ValueError(f"{where}: kind: must be stuff or thing, got {one['kind']!r}")

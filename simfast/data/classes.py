@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from simfast.config.classes import CITYSCAPES, HIGHEST_ID, IGNORE, Classes
+from simfast.config.classes import CITYSCAPES, HIGHEST_ID, IGNORE, Classes, read_yaml
 from simfast.data.labels import LabelCoding
 
 _VOID = "void"
@@ -87,7 +87,7 @@ def read_ids(path: Path, classes: Classes) -> dict[int, int]:
         ValueError: the file cannot be read or holds something else; names the file.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: must be a readable YAML or JSON file, got {error}") from error
     if not isinstance(content, dict) or not content:

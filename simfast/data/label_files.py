@@ -2,7 +2,7 @@
 
 import os
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -28,8 +28,9 @@ class LabelFiles:
             pattern: a folder, a pattern with braces, or rules "A -> B".
             images: the folder that the images' names begin at.
             root: the folder that relative patterns begin at and that rules leave alone; None: the one that `images`
-                lies in, or for rules the closest above under which all of them apply. A folder that holds the label
-                maps may also be beside `images` (or in it, where it has another name), or in the working folder.
+                lies in, or for rules the closest above under which all of them apply and lead to a label map. A folder
+                that holds the label maps may also be beside `images` (or in it, where it has another name), or in the
+                working folder.
 
         Raises:
             ValueError: an unknown field, or a rule of another form; names the option.
@@ -40,7 +41,7 @@ class LabelFiles:
         self._bases = [(self.root, any)]
         if root is None:  # no further up than needed: an "images" in there may not be meant
             above = Path(os.path.abspath(self.root))
-            self._bases = [*((base, all) for base in (self.root, *above.parents)), *self._bases]
+            self._bases = [*((base, all) for base in (above, *above.parents)), (above, any)]
         self._folders, self._listed = Folders(), cache(_label_maps)
         if not pattern.strip():
             raise ValueError(f"{OPTION}: must be a folder, a pattern or rules, got {pattern!r}")
@@ -64,15 +65,21 @@ class LabelFiles:
 
     def expected(self, image: Path, name: str) -> Path | None:
         """Where the label map of an image has to be, if perhaps with another suffix; None where no rule applies."""
+        return next(self._possible(image, name), None)
+
+    def _possible(self, image: Path, name: str) -> Iterator[Path]:
+        """Where the label map of an image may be, the likeliest place first."""
         if self.folder is not None:
-            return self.folder / f"{name}.png"
+            yield self.folder / f"{name}.png"
+            return
         if self._rules:
-            return next(filter(None, (self._replaced(image, base, enough) for base, enough in self._bases)), None)
+            yield from filter(None, (self._replaced(image, base, enough) for base, enough in self._bases))
+            return
         folders = {"dir": image.parent, "root": self.root}
         fields = {key: Path(os.path.abspath(path)).as_posix() for key, path in folders.items()}
         fields |= {"stem": image.stem, "name": name, "parent": name.rpartition("/")[0] or "."}
         # Without "..", which would go up from where a link leads to.
-        return Path(os.path.normpath(self.root / self.pattern.format(**fields)))
+        yield Path(os.path.normpath(self.root / self.pattern.format(**fields)))
 
     def _replaced(self, image: Path, base: Path, enough: Callable[[Iterable[bool]], bool]) -> Path | None:
         """By the rules, which leave `base` alone; None where not enough of them apply."""
@@ -88,8 +95,11 @@ class LabelFiles:
         Raises:
             ValueError: two that differ in their suffix, where no pattern says which.
         """
-        path = self.expected(image, name)
-        folder = None if path is None else self._folders.find(path.parent)
+        return next(filter(None, map(self._at, self._possible(image, name))), None)
+
+    def _at(self, path: Path) -> Path | None:
+        """`find` in one place."""
+        folder = self._folders.find(path.parent)
         if folder is None or not folder.is_dir():
             return None
         has_suffix = path.suffix.lower() in (*IMAGE_SUFFIXES, *LABEL_SUFFIXES)

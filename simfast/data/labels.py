@@ -193,7 +193,9 @@ class LabelCoding:
         return "not listed" if train is None else "don't care" if train == IGNORE else repr(self.classes.names[train])
 
 
-_GIVE_COLOURS = "give --classes FILE whose classes have colours (`simfast classes cityscapes` prints one)"
+_GIVE_COLOURS = (
+    "give --classes FILE whose classes have colours (`simfast classes cityscapes` prints one), and no id map"
+)
 
 
 class _Used:

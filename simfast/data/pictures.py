@@ -113,7 +113,8 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
             here = picture.fp.tell()
             rest = picture.fp.read()  # a tag there counts, and reading is cheap where decoding is not
             picture.fp.seek(here)
-            if any(kind in rest for kind in _LATE_TURNS):
+            behind = rest[max(0, rest.rfind(b"IDAT")) :]  # the last of the pixels is soon found, and a small part
+            if any(kind in behind for kind in _LATE_TURNS):
                 picture.load()
         return (width, height), _orientation(picture) in (5, 6, 7, 8)
 

@@ -116,6 +116,10 @@ def swap(old, new):
         (swap("kind: stuff", "kind: staff"), r"class 0 \(ground\): kind: must be stuff or thing, got 'staff'"),
         (swap("name: ground", "name: no"), r"class 0: name: must be text .* got False"),
         (swap("#804080", "#80408"), r"class 0 .* colour: must be red, green and blue .*, got .#80408"),
+        (swap("name: ground", "name: ignore"), r"class 0 \(ignore\): name: must not be what id maps call don't care"),
+        (swap("ids: [7, 8]", "ids: [7], ids: [8]"), "must be a readable YAML file, got the key ids twice in"),
+        (swap("ignore: {ids: [0], colours: [[0, 0, 0]]}", "ignore: 0"), "ignore: must be a mapping .*, got int 0"),
+        ('title: "a\\nb"\n' + FIVE, r"title: must be text on one line, got 'a\\nb'"),
         (swap("[7, 8]", "[7, 65536]"), r"class 0 .* ids: must be whole numbers in 0-65535, got 65536"),
         (swap("[7, 8]", "[7, 21]"), r"class 'green, any': ids: 21 must be there once, got it in class 'ground' too"),
         (swap("[1, 2, 3]", "[70, 130, 180]"), r"class 'green, any': colours: \[70, 130, 180\] must be there once"),
@@ -134,6 +138,14 @@ def test_a_broken_rule_is_told_with_file_class_and_key(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"yard\.yaml: {message}"):
         classes_of(path)
+
+
+def test_a_file_named_as_a_built_in_list_is_a_list_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "camvid").write_text(FIVE)
+    classes = classes_of("./camvid")
+    assert not classes.built_in
+    assert classes_of(classes.stored()) == classes
 
 
 def test_255_classes_fit_and_256_do_not():

@@ -235,7 +235,9 @@ def test_a_folder_takes_an_id_map_from_a_file(suffix, pair):
     assert data.class_ids == (0, 1, 2)
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "{1: street}", "{1: 2", "", '{"a": 1}', "{0: 40}", "{65536: 1}"])
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "{1: street}", "{1: 2", "", '{"a": 1}', "{0: 40}", "{65536: 1}", "{0: 1, 0: 2}"]
+)
 def test_a_bad_id_map_is_named(content, tmp_path):
     (tmp_path / "ids.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"ids\.yaml: "):

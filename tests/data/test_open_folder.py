@@ -338,10 +338,16 @@ def test_held_out_images_may_lie_apart(given, label_files, tmp_path):
     assert opened(None, **options, cache=tmp_path / "cache")[0][2] == "a"
 
 
-def test_rules_reach_above_held_out_images_as_far_as_they_need(tmp_path):
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "_leftImg8bit -> _gtFine_labelIds, leftImg8bit -> gtFine",
+        "leftImg8bit -> gtFine, _gtFine -> _gtFine_labelIds",  # all of which apply to the file's name alone as well
+    ],
+)
+def test_rules_reach_above_held_out_images_as_far_as_they_need(rules, tmp_path):
     pictures(tmp_path, "images/leftImg8bit/val/x/a_leftImg8bit.png")
     label_maps(tmp_path, "images/gtFine/val/x/a_gtFine_labelIds.png")
-    rules = "_leftImg8bit -> _gtFine_labelIds, leftImg8bit -> gtFine"
     data = opened(None, image_files=tmp_path / "images/leftImg8bit/val", label_files=rules)
     assert data.names == ["x/a_leftImg8bit"]
 
