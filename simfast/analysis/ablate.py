@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -188,11 +189,16 @@ def _check_settings(run: Run) -> None:
     # A setting that did not exist then has its default.
     before, now = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).to_dict(), run.config.to_dict()
     for key, new in now.items():
-        old = before[key]
-        if run.result.exists() and isinstance(getattr(run.config, key), Path) and old is not None:
-            old, new = Path(old).name, Path(new).name  # what a run that is done has read may have moved since
+        old, given = before[key], getattr(run.config, key)
+        if run.result.exists() and any(isinstance(x, Path) for x in (given if isinstance(given, tuple) else [given])):
+            old, new = _last_parts(old), _last_parts(new)  # what a run that is done has read may have moved since
         if old != new and key not in FREE_ON_RESUME - {"steps"}:
             raise ValueError(f"{path}: {key} must stay {before[key]!r} as the run was begun, got {now[key]!r}")
+
+
+def _last_parts(stored: Any) -> Any:
+    """Of a path as it is stored, its name; of a list, of each."""
+    return [_last_parts(one) for one in stored] if isinstance(stored, list) else stored and Path(stored).name
 
 
 def _forget_start(out: Path) -> None:

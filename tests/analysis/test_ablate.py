@@ -205,6 +205,18 @@ def test_stage_2_is_not_tried_without_its_stage_1(shared, trainer, tmp_path):
     assert (tmp_path / "calls.txt").read_text().split() == ["aa+sim-seed0", "new"]
 
 
+@pytest.mark.parametrize("sources", [("gta5",), ("gta5", "folder")])
+def test_data_of_a_run_that_is_done_may_have_moved(shared, trainer, sources):
+    shared = dataclasses.replace(shared, source=sources, source_share=(1,))
+    roots = [tuple(Path(place) / name for name in ("a", "b")[: len(sources)]) for place in ("here", "there")]
+    before, now = (dataclasses.replace(shared, source_root=own) for own in roots)
+    ablate.run_all(plan(["aa"], [0], before), trainer)
+    assert ablate.run_all(plan(["aa"], [0], now), trainer) == []
+    other = dataclasses.replace(shared, source_root=tuple(root.with_name("c") for root in roots[1]))
+    with pytest.raises(ValueError, match="source_root must stay"):
+        ablate.run_all(plan(["aa"], [0], other), trainer)
+
+
 def test_other_settings_in_the_same_folder_are_refused(shared, trainer):
     ablate.run_all(plan(["aa"], [0], shared), trainer)
     for done in (True, False):
