@@ -70,17 +70,20 @@ DEFAULTS = {
 def settings() -> str:
     """A table for each group of settings: flag, values, default, meaning."""
     module, lines = griffe.load("simfast.config.settings", search_paths=[ROOT]), []
-    for group in module.classes.values():
+    for group in (one for one in module.classes.values() if not one.is_alias):
         lines += ["", f"### {group.name}", "", group.docstring.value, ""]
         lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
         for field in group.attributes.values():
             kind = str(field.annotation).removesuffix(" | None")
+            several = re.fullmatch(r"tuple\[(\w+), \.\.\.\]", kind)
+            kind = several[1] if several and several[1] in module.attributes else kind
             kind = str(module[kind].value) if kind in module.attributes else kind
             choices = re.fullmatch(r"Literal\[(.*)\]", kind)
             kind = re.sub("[\"']", "", choices[1]) if choices else KINDS[kind]
             flag = field.name.replace("_", "-")
             flags = f"`--{flag}`, `--no-{flag}`" if kind == KINDS["bool"] else f"`--{flag}`"
-            default = str(field.value).strip("\"'").replace("None", "")
+            default = re.sub(r"\((.*),\)", r"\1", str(field.value)).strip("\"'").replace("None", "")
+            default = DEFAULTS.get(default, default)
             cells = (flags, kind, default, " ".join(field.docstring.value.split()))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

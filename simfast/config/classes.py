@@ -1,21 +1,26 @@
 """Class lists: what a network tells apart, how that is painted, matched, scored, and written in label files."""
 
 import difflib
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from simfast.config import class_lists
 
 IGNORE = 255
 """What a label map holds where a pixel is of no class: don't care."""
 MOST_CLASSES = 255
 HIGHEST_ID = 65_535
 BUILT_IN = ("cityscapes", "camvid", "synthia")
+FORMAT = (
+    "A file like this is what --classes takes. The order of the classes is that of the train ids, from 0.",
+    "  kind: stuff is matched as a whole, a thing region by region.",
+    "  ids, colours: what stands for the class in label files; without either, its colour does.",
+    "  ignore: what is of no class there. other: error, or ignore, for all that is named nowhere.",
+)
+"""What is said above a list that is printed."""
 
 RGB = tuple[int, int, int]
 
@@ -117,8 +122,9 @@ class Classes:
 
     def stored(self) -> str | dict[str, Any]:
         """What `classes_of` takes, in plain values: the name of a built-in list, else all of it."""
-        if self.built_in:
-            return self.title
+        return self.title if self.built_in else self._whole()
+
+    def _whole(self) -> dict[str, Any]:
         classes = []
         for entry in self.entries:
             one = {"name": entry.name, "colour": list(entry.colour), "kind": entry.kind}
@@ -132,14 +138,16 @@ class Classes:
 
     def text(self) -> str:
         """The list as a file that `--classes` takes."""
-        if self.built_in:
-            return _built_in_text(self.title)
-        stored = self.stored()
-        lines = [f"title: {yaml.safe_dump(stored['title'], allow_unicode=True).splitlines()[0]}", "classes:"]
-        lines += [f"  - {_flow(one)}" for one in stored["classes"]]
-        lines += [f"{key}: {_flow(stored[key])}" for key in ("ignore", "other") if stored[key]]
+        from simfast.config.yaml_text import one_line
+
+        stored = self._whole()
+        about = class_lists.ABOUT[self.title].splitlines() if self.built_in else []
+        lines = [f"# {line}" for line in (*about, *FORMAT)]
+        lines += [] if self.built_in else [f"title: {one_line(stored['title'])}"]
+        lines += ["classes:", *(f"  - {one_line(one)}" for one in stored["classes"])]
+        lines += [f"{key}: {one_line(stored[key])}" for key in ("ignore", "other") if stored[key]]
         lines += ["score_sets:"] if "score_sets" in stored else []
-        lines += [f"  {_flow(name)}: {_flow(one)}" for name, one in stored.get("score_sets", {}).items()]
+        lines += [f"  {one_line(name)}: {one_line(one)}" for name, one in stored.get("score_sets", {}).items()]
         return "\n".join(lines) + "\n"
 
     def _of_kind(self, kind: str) -> tuple[int, ...]:
@@ -169,6 +177,8 @@ def classes_of(value: "Classes | Mapping[str, Any] | str | Path") -> Classes:
         raise ValueError(f"classes: must be one of {', '.join(BUILT_IN)}, a file or a mapping, got {value!r}")
     if str(value) in BUILT_IN:
         return built_in(str(value))
+    from simfast.config.yaml_text import read_yaml
+
     path = Path(value)
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
@@ -176,38 +186,15 @@ def classes_of(value: "Classes | Mapping[str, Any] | str | Path") -> Classes:
         came = "nothing there" if isinstance(error, FileNotFoundError) else str(error)
         rule = f"must be one of {', '.join(BUILT_IN)}, or a YAML file of classes (`simfast classes` prints one)"
         raise ValueError(f"classes: {path} {rule}, got {came}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: must be a readable YAML file, got {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: must be a readable YAML file, got {error}") from error
     return _parsed(content, path.stem, str(path))
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML without a key that stands twice, of which the last would quietly count."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [str(key.value) for key, _ in node.value]
-        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-            raise yaml.constructor.ConstructorError(problem=f"the key {twice} twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(text: str) -> Any:
-    """What a YAML file of a user's holds, in plain values.
-
-    Raises:
-        yaml.YAMLError: it is none, or a key stands twice.
-    """
-    return yaml.load(text, _UniqueKeys)
 
 
 @cache
 def built_in(name: str) -> Classes:
     """One of `BUILT_IN`."""
-    return replace(_parsed(yaml.safe_load(_built_in_text(name)), name, name), title=name)
-
-
-def _built_in_text(name: str) -> str:
-    return (files("simfast.config") / "class_lists" / f"{name}.yaml").read_text(encoding="utf-8")
+    return replace(_parsed(class_lists.content(name), name, name), title=name)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -336,12 +323,6 @@ def _require_distinct(key: str, values: Iterable[tuple[str, Any]]) -> None:
 
 def _came(content: Any) -> str:
     return "nothing" if content is None else f"{type(content).__name__} {content!r}"[:80]
-
-
-def _flow(value: Any) -> str:
-    """YAML on one line."""
-    dumped = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
-    return "".join(itertools.takewhile(lambda line: line != "...\n", dumped.splitlines(keepends=True))).strip()
 
 
 CITYSCAPES = built_in("cityscapes")

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from simfast.config.classes import CITYSCAPES, HIGHEST_ID, IGNORE, Classes, read_yaml
+from simfast.config.classes import CITYSCAPES, HIGHEST_ID, IGNORE, Classes
+from simfast.config.yaml_text import read_yaml
 from simfast.data.labels import LabelCoding
 
 _VOID = "void"
@@ -88,7 +88,7 @@ def read_ids(path: Path, classes: Classes) -> dict[int, int]:
     """
     try:
         content = read_yaml(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: must be a readable YAML or JSON file, got {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: must map ids in label files to classes, got {type(content).__name__}")

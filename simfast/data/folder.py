@@ -123,7 +123,9 @@ def _place(
     elif split == "train":
         part = root
     else:  # ROOT/images are to train on: never quietly the held-out part
-        raise ValueError(f"{root / split}: must hold the split {split!r} as images/ and labels/, got nothing there")
+        rule = f"must hold the split {split!r} as images/ and labels/"
+        remedy = "--source-split, --target-split and --eval-split name the parts"
+        raise ValueError(f"{root / split}: {rule}, got nothing there; {remedy}")
     images = part / "images"
     if must_pair:
         require_folder(images, f"; {OPTION} has to say where the label maps of pictures are that lie without images/")

@@ -87,9 +87,10 @@ def found(name: str) -> bool:
 
 @each_page
 def test_commands_have_the_settings_that_are_named(page, tmp_path, monkeypatch):
-    # What the pages' commands read: the example's class list.
+    # What the pages' commands read: class lists.
     (tmp_path / "yard").mkdir()
-    (tmp_path / "yard/classes.yaml").write_text(CITYSCAPES.text())
+    for name in ("classes.yaml", "yard/classes.yaml"):
+        (tmp_path / name).write_text(CITYSCAPES.text())
     monkeypatch.chdir(tmp_path)
     every = OTHERS.union(*map(flags, COMMANDS))
     for line in code(page):
