@@ -12,6 +12,8 @@ from simfast.data.order import Dataset
 
 MOSTLY = 0.5
 """Share of "don't care" pixels above which a part is suspicious."""
+LOST = 0.1
+"""Share of "don't care" pixels above which a class that occurs nowhere may be among them."""
 SHAPE = 0.02
 """By which a label's width to height may differ from its image's, where only that can."""
 SEAMS = 0.15
@@ -78,7 +80,9 @@ class Found:
 def suspicions(found: Found) -> list[str]:
     """A sentence for each thing that is suspicious in a part."""
     # What ids stand for is told once: the first of these is the closest to the cause.
-    meaning = next(filter(None, (kind(found) for kind in (one_class, other_ids, mostly_void, upside_down))), None)
+    meaning = next(
+        filter(None, (kind(found) for kind in (one_class, other_ids, mostly_void, not_listed, upside_down))), None
+    )
     others = (kind(found) for kind in (all_labels_constant, seams, palettes, shapes, constant_images))
     return [sentence for sentence in (meaning, *others) if sentence]
 
@@ -123,6 +127,26 @@ def mostly_void(found: Found) -> str | None:
     return (
         f"{found.where}: {share:.0%} of the pixels are don't care{void}, most in {found.label(worst)} "
         f"({_void_share(worst):.0%}); if they are classes, {found.says_which()} names them"
+    )
+
+
+def not_listed(found: Found) -> str | None:
+    """Label maps without a listed pixel, or classes without one, where what is not listed may be ignored."""
+    pixels = found.pixels
+    if found.dataset.coding.other != "ignore" or set(pixels) <= {IGNORE}:
+        return None
+    why = "by its `other: ignore` the class list takes what it does not name for don't care"
+    if void := [item for item in found.labelled if set(item.pixels) == {IGNORE}]:
+        came = f"{len(void)} of {len(found.labelled)} label maps hold don't care alone, such as {found.label(void[0])}"
+        return f"{found.where}: {came}; {why}: look whether they hold what the others do"
+    absent = [found.classes.names[i] for i in found.dataset.class_ids if i not in pixels]
+    share = pixels[IGNORE] / pixels.total()
+    if not absent or share <= LOST:
+        return None
+    return (
+        f"{found.where}: {_some(absent)} in none of {len(found.labelled)} label maps, and {share:.0%} of the pixels "
+        f"are don't care, most in {found.label(_most(found.labelled, _void_share))}; {why}: look whether it names "
+        "what stands for these classes"
     )
 
 

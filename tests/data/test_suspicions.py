@@ -70,6 +70,22 @@ def test_more_dont_care_than_classes(tmp_path):
     assert text == expected + "if they are classes, --source-ids FILE or --classes FILE names them"
 
 
+def test_what_a_list_that_ignores_others_makes_nothing_of(tmp_path):
+    entries = [("a", 7), ("b", 11), ("c", 26)]
+    listed = [{"name": name, "colour": [raw] * 3, "kind": "stuff", "ids": [raw]} for name, raw in entries]
+    classes = classes_of({"classes": listed, "other": "ignore"})
+    label = np.repeat(np.array([7, 11, 26, 7], np.uint8), 12)[:, None].repeat(64, 1)
+    assert found(tmp_path / "right", [label] * 3, classes=classes).warnings == []
+    text = warning(tmp_path / "one", [label, label, label // 7 * 3], classes=classes)
+    assert text.startswith(
+        "labels: 1 of 3 label maps hold don't care alone, such as labels/0002.png; by its `other: ig"
+    )
+    text = warning(tmp_path / "class", [np.where(label == 26, 27, label)] * 3, classes=classes)
+    assert text.startswith(
+        "labels: c in none of 3 label maps, and 25% of the pixels are don't care, most in labels/0000"
+    )
+
+
 def test_all_dont_care_is_a_problem_of_what_is_trained_on_and_a_pity_of_what_is_scored(tmp_path):
     report = found(tmp_path, [np.full((48, 64), 255, np.uint8)] * 2)
     assert report.warnings == []
