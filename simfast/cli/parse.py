@@ -103,8 +103,6 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         return _begun(Path(start.resume))
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
-    if stored is not None:  # a network's classes are its own, whatever else is set
-        settings = {"classes": stored.classes} | settings
     recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
     if recipe not in RECIPES:
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
@@ -117,6 +115,9 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     if preset not in PRESETS:
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
     base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
+    if stored is not None:  # a network's classes are its own, whatever else is set
+        own = base.score_classes if base.score_classes in stored.classes.sets else "auto"
+        base = dataclasses.replace(base, classes=stored.classes, score_classes=own)
     return Config.from_dict(settings, str(start.config), dataclasses.replace(base, recipe=recipe))
 
 
@@ -267,6 +268,7 @@ def _resumed(config: Config, stored: Config) -> Config:
     for key in before:
         if key not in free and before[key] != now[key]:
             titles = [str(one.classes) for one in (stored, config)]  # a whole list would be unreadable
+            titles[1] += " of other content" if titles[0] == titles[1] else ""
             old, new = titles if key == "classes" else (before[key], now[key])
             raise ValueError(f"{key}: a resumed run keeps its settings ({old!r} in {config.resume}), got {new!r}")
     return config if config.stage == "all" else dataclasses.replace(config, resume=stored.resume)

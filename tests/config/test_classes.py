@@ -87,6 +87,11 @@ def test_a_run_keeps_its_classes_wherever_their_file_has_gone(tmp_path):
     checkpoint.save(tmp_path / "best.pt", {"config": config.to_dict()})
     stage2 = ["--stage", "2", "--stage1", str(tmp_path)]
     assert settings_of(stage2).classes == settings_of([*stage2, "--preset", "gta5"]).classes == config.classes
+    # The preset's score set is none of the list.
+    assert settings_of([*stage2, "--preset", "synthia"]).score_classes == "auto"
+    path.write_text(FIVE.replace("24", "25"))
+    with pytest.raises(ValueError, match="got 'yard of other content'"):
+        settings_of(["--resume", str(tmp_path), "--classes", str(path)])
     with pytest.raises(ValueError, match=r"classes: a resumed run keeps its settings .'yard' in .*, got 'camvid'"):
         settings_of(["--resume", str(tmp_path), "--classes", "camvid"])
 
