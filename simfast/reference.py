@@ -142,7 +142,7 @@ def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tenso
         num_segments: S, at least 0.
 
     Returns:
-        means: float32 [B, S, C], accumulated in float32 (float64 for float64 features).
+        means: float32 [B, S, C], summed in float64 (float64 for float64 features).
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and what came.
@@ -159,14 +159,16 @@ def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tenso
     if num_segments < 0:
         raise ValueError(f"segment_mean: num_segments must be at least 0, got {num_segments}")
     images, channels = features.shape[:2]
-    accumulate = torch.float64 if features.dtype == torch.float64 else torch.float32
-    flat = features.to(accumulate).permute(0, 2, 3, 1).reshape(-1, channels)
+    flat = features.double().permute(0, 2, 3, 1).reshape(-1, channels)
     segments = segments.long()
     offset = torch.arange(images, device=segments.device)[:, None, None] * num_segments
     valid = (segments >= 0) & (segments < num_segments)
     index = torch.where(valid, segments + offset, images * num_segments).flatten()
     sums = flat.new_zeros(images * num_segments + 1, channels).index_add(0, index, flat)[:-1]
-    means = sums / _count(index, images * num_segments).clamp(min=1)[:, None].to(accumulate)
+    # One float32 after another would lose a part in a hundred of a large segment. The quotient is float32, so that its
+    # gradient is too.
+    sums = sums.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+    means = sums / _count(index, images * num_segments).clamp(min=1)[:, None].to(sums.dtype)
     return means.view(images, num_segments, channels)
 
 

@@ -192,6 +192,16 @@ def assert_same(got: Tensor, expected: Tensor, what: str = "result") -> None:
         raise AssertionError(f"{what}: {len(wrong)} of {got.numel()} values differ, first at {at}: {values}")
 
 
+def assert_means_close(got: Tensor, exact: Tensor) -> None:
+    """Relative error at most 2**-21, eight roundings of float32, however many the pixels.
+
+    Args:
+        got: means of features that are not negative, float32.
+        exact: the same in float64, from the same features.
+    """
+    torch.testing.assert_close(got.cpu(), exact.float().cpu(), rtol=2**-21, atol=0)
+
+
 def assert_within_budget(got: Tensor, exact: Tensor, honest: Tensor) -> None:
     """Error against float64 at most twice that of an honest low-precision reference, plus one rounding of the output.
 

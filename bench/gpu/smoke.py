@@ -23,7 +23,7 @@ from simfast import ops, reference
 from simfast.matching import StuffInstanceMatching
 from simfast.ops import library
 from simfast.ops.nearest import nearest_l1_ragged
-from simfast.testing import STUFF, THINGS, assert_same, assert_within_budget, feature_maps, noise_labels, smooth_labels
+from simfast.testing import STUFF, THINGS, assert_means_close, assert_same, feature_maps, noise_labels, smooth_labels
 
 SIZES = ((1, 1), (91, 161), (65, 129), (1024, 2048))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -68,14 +68,13 @@ def maps(part: Part, height: int, width: int) -> None:
 
 
 def means(part: Part, height: int, width: int, dtype: torch.dtype) -> None:
-    """segment_mean and its gradient in both layouts, within an honest error."""
+    """segment_mean and its gradient in both layouts, a few roundings from float64."""
     channels = 2048 if 1 < height < 1000 else 24
     labels = smooth_labels(1, height, width, scale=max(4, height // 8), ignore=0.1)
     segments, areas = ops.find_regions(labels, STUFF, THINGS)
     features = feature_maps(1, channels, height, width, dtype, seed=int(time.time()))
     count = areas.shape[1]
     exact = reference.segment_mean(features.double(), segments, count)
-    honest = reference.segment_mean(features, segments, count)
     grad = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
     quotients = torch.cat([grad[0] / areas[0].clamp(min=1)[:, None], grad.new_zeros(1, channels)]).to(dtype)
     index = torch.where(segments >= 0, segments, count).flatten().long()
@@ -83,7 +82,7 @@ def means(part: Part, height: int, width: int, dtype: torch.dtype) -> None:
     for layout, memory_format in LAYOUTS.items():
         there = features.to(part.device).contiguous(memory_format=memory_format).requires_grad_()
         found = ops.segment_mean(there, segments.to(part.device), count)
-        assert_within_budget(found.detach(), exact, honest)
+        assert_means_close(found.detach(), exact)
         (gradient,) = torch.autograd.grad(found, there, grad.to(part.device))
         assert_same(gradient.cpu(), expected, f"gradient, {layout}")
 

@@ -2,7 +2,8 @@
 //
 // The segments become a list of runs: pixels p, p + 1, ... of one segment, those without one left out. A sum is taken
 // run by run, in the order of the pixels, and within a run in an order fixed by its length: no order depends on the
-// split.
+// split. Up to 32 values are added in their own precision, such sums in double: one fp32 after another would lose a
+// part in a hundred of a large segment.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -76,10 +77,15 @@ void list_runs(const LabelMap& map, int64_t b, int64_t H, int64_t W, int64_t S, 
 // Forward
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Sum of values[0..length): eight interleaved partial sums, then these pairwise. `readable` values may be touched, so
-// that the last ones can be read eight at a time too; what lies beyond `length`, NaN or not, is masked away.
+template <typename T>
+T sum_of_lanes(const Lanes<T>& x) {
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+
+// Sum of fewer than 32 values: eight interleaved sums, then these by twos. `readable` values may be touched, so that
+// the last ones can be read eight at a time too; what lies beyond `length`, NaN or not, is masked away.
 template <typename F>
-typename F::Sum sum_along(const typename F::Stored* values, int64_t length, int64_t readable) {
+typename F::Sum sum_short(const typename F::Stored* values, int64_t length, int64_t readable) {
     using Sum = typename F::Sum;
     using Bits = Lanes<typename F::Bits>;
     Lanes<Sum> sums = {}, next;
@@ -99,7 +105,19 @@ typename F::Sum sum_along(const typename F::Stored* values, int64_t length, int6
         const Bits wanted = lane < static_cast<typename F::Bits>(length - i);
         sums += reinterpret_cast<Lanes<Sum>>(reinterpret_cast<Bits>(next) & wanted);
     }
-    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+    return sum_of_lanes<Sum>(sums);
+}
+
+// Sum of `blocks` times 32 values: each 32 by twos to eight, these in double.
+template <typename F>
+double sum_blocks(const typename F::Stored* values, int64_t blocks) {
+    Lanes<double> sums = {};
+    for (; blocks; --blocks, values += 4 * kLanes) {
+        Lanes<typename F::Sum> x[4];
+        for (int64_t k = 0; k < 4; ++k) F::load8(values + k * kLanes, x[k]);
+        sums += __builtin_convertvector((x[0] + x[1]) + (x[2] + x[3]), Lanes<double>);
+    }
+    return sum_of_lanes<double>(sums);
 }
 
 // Channels [c0, c1) of an NCHW image. Eight planes share one walk over the runs: eight independent sums are in flight.
@@ -110,62 +128,74 @@ void sum_planes(const SegmentMeanArgs& a, int64_t b, int64_t c0, int64_t c1, con
     const auto* image = static_cast<const typename F::Stored*>(a.features) + b * a.stride_b;
     const int32_t* counts = a.counts + b * a.num_segments;
     Sum* means = static_cast<Sum*>(a.means) + b * a.num_segments * a.C;
-    std::vector<Sum> sums(a.num_segments * kPlanes);
+    std::vector<double> sums(a.num_segments * kPlanes);
     for (int64_t c = c0; c < c1; c += kPlanes) {
         const int64_t planes = std::min(kPlanes, c1 - c);
-        std::fill(sums.begin(), sums.end(), Sum{0});
+        std::fill(sums.begin(), sums.end(), 0.0);
         for (int32_t r = 0; r < *list.count; ++r) {
             const Run run = list.runs[r];
             const auto* values = image + c * a.stride_c + run.begin;
-            Sum* into = sums.data() + run.segment * kPlanes;
-            if (run.end - run.begin == 1) {
-                for (int64_t k = 0; k < planes; ++k) into[k] += F::load(values[k * a.stride_c]);
-            } else {
-                const int64_t length = run.end - run.begin, readable = a.H * a.W - run.begin;
-                for (int64_t k = 0; k < planes; ++k) into[k] += sum_along<F>(values + k * a.stride_c, length, readable);
+            double* into = sums.data() + run.segment * kPlanes;
+            int64_t length = run.end - run.begin, stride = a.stride_c;
+            if (length == 1) {
+                for (int64_t k = 0; k < planes; ++k) into[k] += F::load(values[k * stride]);
+                continue;
             }
+            if (const int64_t blocks = length / 32; blocks > 0) {
+                for (int64_t k = 0; k < planes; ++k) into[k] += sum_blocks<F>(values + k * stride, blocks);
+                values += blocks * 32;
+                length -= blocks * 32;
+            }
+            const int64_t readable = a.H * a.W - (run.end - length);
+            for (int64_t k = 0; k < planes; ++k) into[k] += sum_short<F>(values + k * stride, length, readable);
         }
         for (int64_t s = 0; s < a.num_segments; ++s) {
-            const Sum count = static_cast<Sum>(std::max(counts[s], 1));
-            for (int64_t k = 0; k < planes; ++k) means[s * a.C + c + k] = sums[s * kPlanes + k] / count;
+            const double count = std::max(counts[s], 1);
+            for (int64_t k = 0; k < planes; ++k)
+                means[s * a.C + c + k] = static_cast<Sum>(sums[s * kPlanes + k] / count);
         }
     }
 }
 
-// Channels [c0, c1) of a channels-last image, a block of channels at a time that stays in the first-level cache.
+// Channels [c0, c1) of a channels-last image, a block of channels at a time that stays in the first-level cache: pieces
+// of 32 pixels by fours in the values' precision, these in double.
 template <typename F>
 void sum_pixels(const SegmentMeanArgs& a, int64_t b, int64_t c0, int64_t c1, const Runs& list) {
     using Sum = typename F::Sum;
     using Stored = typename F::Stored;
-    constexpr int64_t kBlock = 1024;
+    constexpr int64_t kBlock = 1024, kPiece = 32;
     const int32_t* counts = a.counts + b * a.num_segments;
     Sum* means = static_cast<Sum*>(a.means) + b * a.num_segments * a.C;
+    std::vector<double> totals(a.num_segments * std::min(kBlock, c1 - c0));
     for (int64_t c = c0; c < c1; c += kBlock) {
         const int64_t width = std::min(kBlock, c1 - c), step = a.stride_p;
         const Stored* image = static_cast<const Stored*>(a.features) + b * a.stride_b + c;
-        for (int64_t s = 0; s < a.num_segments; ++s) std::fill_n(means + s * a.C + c, width, Sum{0});
+        std::fill(totals.begin(), totals.end(), 0.0);
         for (int32_t r = 0; r < *list.count; ++r) {
             const Run run = list.runs[r];
-            Sum sums[kBlock];
-            const Stored* pixel = image + run.begin * step;
-            for (int64_t k = 0; k < width; ++k) sums[k] = F::load(pixel[k]);
-            int64_t left = run.end - run.begin - 1;
-            pixel += step;
-            for (; left >= 4; left -= 4, pixel += 4 * step) {
-                for (int64_t k = 0; k < width; ++k) {
-                    sums[k] += (F::load(pixel[k]) + F::load(pixel[k + step])) +
-                               (F::load(pixel[k + 2 * step]) + F::load(pixel[k + 3 * step]));
+            double* into = totals.data() + run.segment * width;
+            for (int64_t begin = run.begin; begin < run.end; begin += kPiece) {
+                Sum sums[kBlock];
+                const Stored* pixel = image + begin * step;
+                for (int64_t k = 0; k < width; ++k) sums[k] = F::load(pixel[k]);
+                int64_t left = std::min(kPiece, run.end - begin) - 1;
+                pixel += step;
+                for (; left >= 4; left -= 4, pixel += 4 * step) {
+                    for (int64_t k = 0; k < width; ++k) {
+                        sums[k] += (F::load(pixel[k]) + F::load(pixel[k + step])) +
+                                   (F::load(pixel[k + 2 * step]) + F::load(pixel[k + 3 * step]));
+                    }
                 }
+                for (; left; --left, pixel += step) {
+                    for (int64_t k = 0; k < width; ++k) sums[k] += F::load(pixel[k]);
+                }
+                for (int64_t k = 0; k < width; ++k) into[k] += sums[k];
             }
-            for (; left; --left, pixel += step) {
-                for (int64_t k = 0; k < width; ++k) sums[k] += F::load(pixel[k]);
-            }
-            Sum* into = means + run.segment * a.C + c;
-            for (int64_t k = 0; k < width; ++k) into[k] += sums[k];
         }
         for (int64_t s = 0; s < a.num_segments; ++s) {
-            const Sum count = static_cast<Sum>(std::max(counts[s], 1));
-            for (int64_t k = 0; k < width; ++k) means[s * a.C + c + k] /= count;
+            const double count = std::max(counts[s], 1);
+            for (int64_t k = 0; k < width; ++k)
+                means[s * a.C + c + k] = static_cast<Sum>(totals[s * width + k] / count);
         }
     }
 }

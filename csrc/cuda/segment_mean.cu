@@ -7,9 +7,13 @@
 // of its own: the last block to arrive could do its work, but would be known by a counter that something has to clear
 // first, which is a launch again.
 //
-// The order of additions: pixels of a run from left to right, runs of a part in raster order, the four parts of a
-// split, the splits. Parts depend on sizes alone, so the bits do too: not on the batch, the layout, the address or the
-// device.
+// The order of additions: a run is cut into pieces at every 16th pixel of its part; pixels of a piece from left to
+// right, pieces of a run, runs of a part in raster order, the four parts of a split by twos, the splits. Parts depend
+// on sizes alone, so the bits do too: not on the batch, the layout, the address or the device.
+//
+// No sum of many terms is a plain one (the mean of a segment of constant features, 8 million pixels, would be wrong by
+// a part in a hundred): pieces of a run and splits are LongSums. The runs of a part are, one after another, since a
+// table of what they lose has no place beside them; a part is short for that reason.
 #include <algorithm>
 
 #include "device.cuh"
@@ -32,7 +36,8 @@ namespace simfast {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32, kDivideThreads = 256;
-constexpr int64_t kLeastPartPixels = 64;
+constexpr int64_t kLeastPartPixels = 64, kMostPartPixels = 1024;
+constexpr int kShares = kDivideThreads / 32;  // of the splits of a mean, where it has many
 
 // One channel a lane takes 8 KB of ring a warp, so that two blocks of 118 segments fit a multiprocessor of an H100.
 template <typename Value, int kPerLane>
@@ -41,6 +46,7 @@ using Ring = PixelRing<Value, kPerLane, kPerLane == 2 ? SIMFAST_MEAN_SLOTS : 8 /
 // How the work is cut. What decides the order of additions comes from C, H * W and S alone.
 struct MeanPlan {
     int32_t pixels, part_pixels, splits;  // a split is kWarps parts
+    int32_t shares;                       // warps that share the splits of a mean
     int32_t class_stride, groups;         // a group is 32 channels class_stride apart
     int32_t per_lane;                     // groups of a block
     int32_t window, windows;              // segments whose sums fit in shared memory at a time: nearly always all
@@ -62,10 +68,13 @@ MeanPlan plan_of(const SegmentMeanArgs& a) {
     const int64_t pixels = a.H * a.W, S = a.num_segments;
     // Enough splits to fill the device, but no more partial sums than there are features to read.
     const int64_t most = std::max<int64_t>(1, std::min(pixels / S, pixels / (kWarps * kLeastPartPixels)));
-    const int64_t wanted = std::clamp<int64_t>(ceil_div(SIMFAST_MEAN_BLOCKS, ceil_div(a.C, 32)), 1, most);
+    const int64_t wanted = std::clamp<int64_t>(
+        std::max(ceil_div(SIMFAST_MEAN_BLOCKS, ceil_div(a.C, 32)), ceil_div(pixels, kWarps * kMostPartPixels)), 1,
+        most);
     plan.pixels = static_cast<int32_t>(pixels);
     plan.part_pixels = static_cast<int32_t>(ceil_div(ceil_div(pixels, wanted * kWarps), 32) * 32);
     plan.splits = static_cast<int32_t>(ceil_div(pixels, int64_t{plan.part_pixels} * kWarps));
+    plan.shares = plan.splits < 8 * kShares ? 1 : kShares;
     plan.staged = a.layout == Layout::planes;
     plan.class_stride = plan.staged ? alignment_classes(a.stride_c, a.features_dtype) : 1;
     plan.groups = static_cast<int32_t>(ceil_div(a.C, 32 * plan.class_stride) * plan.class_stride);
@@ -132,11 +141,11 @@ struct MeanBlock {
     __device__ __forceinline__ RunningSums<kPerLane> running() const {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         auto* column = reinterpret_cast<Channels<float, kPerLane>*>(tables + warp * window * kChannels);
-        return {column + lane};
+        return RunningSums<kPerLane>(column + lane);
     }
     __device__ __forceinline__ bool counting() const { return first_group == 0; }  // once will do
 
-    // Adds the warps' tables up in order.
+    // Adds the warps' tables up, by twos.
     __device__ __forceinline__ void store(const SegmentMeanArgs& a, const MeanPlan& plan,
                                           const MeanWorkspace& to) const {
         __syncthreads();  // the tables are full
@@ -145,12 +154,11 @@ struct MeanBlock {
         const auto* fours = reinterpret_cast<const float4*>(tables);
         const int of_table = window * kChannels / 4;
         for (int i = threadIdx.x; i < of_table; i += kThreads) {
-            float4 sum = fours[i];
-#pragma unroll
-            for (int w = 1; w < kWarps; ++w) {
-                const float4 more = fours[w * of_table + i];
-                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-            }
+            static_assert(kWarps == 4);
+            const float4 u = fours[i], v = fours[of_table + i], w = fours[2 * of_table + i],
+                         z = fours[3 * of_table + i];
+            const float4 sum = {(u.x + v.x) + (w.x + z.x), (u.y + v.y) + (w.y + z.y), (u.z + v.z) + (w.z + z.z),
+                                (u.w + v.w) + (w.w + z.w)};
             const int segment = i / (kChannels / 4), channel = i % (kChannels / 4) * 4;
             const int32_t group = first_group + channel / 32;
             if (kPerLane > 1 && group >= plan.groups) continue;
@@ -199,33 +207,57 @@ __global__ void __launch_bounds__(kThreads)
     block.store(a, plan, workspace);
 }
 
-// A thread per mean: everything it needs is in flight at once.
+struct DivideShared {
+    float sums[kShares][32];
+    int32_t counts[kShares];
+};
+
+// A thread per mean, everything it needs in flight at once; of many splits each of its block's warps takes a share.
 __global__ void __launch_bounds__(kDivideThreads)
     segment_mean_divide_kernel(const __grid_constant__ SegmentMeanArgs a, const __grid_constant__ MeanPlan plan,
                                MeanWorkspace workspace, unsigned blocks_of_segment) {
     const int64_t S = a.num_segments, image_segment = blockIdx.x / blocks_of_segment;
     const int64_t b = image_segment / S, s = image_segment % S;
-    const int32_t c = blockIdx.x % blocks_of_segment * kDivideThreads + threadIdx.x;
-    if (c >= a.C) return;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const bool shared_out = plan.shares > 1;
+    const int32_t first = blockIdx.x % blocks_of_segment * (kDivideThreads / plan.shares);
+    const int32_t c = first + (shared_out ? lane : static_cast<int>(threadIdx.x));
     const int32_t within = c / plan.class_stride;
     const int32_t group = within / 32 * plan.class_stride + c % plan.class_stride;
     const int64_t split_sums = plan.groups * S * 32;
     const float* sums = workspace.sums + b * plan.splits * split_sums + (group * S + s) * 32 + within % 32;
     const int32_t* counts = workspace.counts + b * plan.splits * S + s;
     int32_t count = 0;
-    float sum = 0.0f;
+    LongSum sum;
+    if (c < a.C) {
 #pragma unroll 4
-    for (int32_t split = 0; split < plan.splits; ++split) {
-        count += counts[split * S];
-        sum += sums[split * split_sums];
+        for (int32_t split = shared_out ? warp : 0; split < plan.splits; split += plan.shares) {
+            count += counts[split * S];
+            sum.add(sums[split * split_sums]);
+        }
     }
+    if (shared_out) {
+        SIMFAST_SHARED(DivideShared, shares);
+        shares.sums[warp][lane] = sum.total();
+        if (lane == 0) shares.counts[warp] = count;
+        __syncthreads();  // all shares stand
+        if (warp > 0) return;
+        sum = {};
+        count = 0;
+#pragma unroll
+        for (int i = 0; i < kShares; ++i) {
+            sum.add(shares.sums[i][lane]);
+            count += shares.counts[i];
+        }
+    }
+    if (c >= a.C) return;
     if (c == 0) a.counts[image_segment] = count;
-    static_cast<float*>(a.means)[image_segment * a.C + c] = count > 0 ? sum / static_cast<float>(count) : 0.0f;
+    static_cast<float*>(a.means)[image_segment * a.C + c] = count > 0 ? sum.total() / static_cast<float>(count) : 0.0f;
 }
 
 const char* divide(const SegmentMeanArgs& a, const MeanPlan& plan, const MeanWorkspace& workspace,
                    cudaStream_t stream) {
-    const int64_t blocks = ceil_div(a.C, kDivideThreads);
+    const int64_t blocks = ceil_div(a.C, kDivideThreads / plan.shares);
     if (a.B * a.num_segments * blocks > kMaxGrid) return "the batch is too large for one launch";
     SIMFAST_LAUNCH(segment_mean_divide_kernel, grid_of(a.B * a.num_segments * blocks), kDivideThreads, 0, stream, a,
                    plan, workspace, static_cast<unsigned>(blocks));

@@ -10,6 +10,26 @@
 
 namespace simfast {
 
+// A sum of any number of terms, hardly worse than one of two: what each addition rounds away is added up beside it,
+// exact where the term is smaller than the sum (Dekker's Fast2Sum), and no worse than another rounding of the term
+// where not.
+struct LongSum {
+    float sum = 0.0f, lost = 0.0f;
+
+    __device__ __forceinline__ void add(float term) {
+        const float next = sum + term;
+        lost += term - (next - sum);
+        sum = next;
+    }
+    // What was lost beside an infinity is not a number.
+    __device__ __forceinline__ float total() const {
+        const float total = sum + lost;
+        return total == total ? total : sum;
+    }
+};
+
+constexpr int kPiece = 16;  // pixels that are added up plainly; a piece starts at every kPiece-th of a part
+
 // kPerLane neighbouring channels of a lane: the sums of the run it is in, and its column of the warp's table.
 template <int kPerLane>
 struct RunningSums {
@@ -17,33 +37,54 @@ struct RunningSums {
 
     Sums* column;          // [window], 32 apart
     int32_t segment = -1;  // -1: the run is skipped
-    Sums sums = {}, before = {};
+    Sums before = {}, piece = {};
+    LongSum run[kPerLane];
 
+    __device__ __forceinline__ explicit RunningSums(Sums* column) : column(column) {}
+
+    __device__ __forceinline__ void end_piece() {
+#pragma unroll
+        for (int k = 0; k < kPerLane; ++k) run[k].add(piece.at[k]);
+        piece = {};
+    }
     // The sums of a run join what its segment had when the run began: read then, so that nothing waits for it here.
-    __device__ __forceinline__ void end_run() const {
+    __device__ __forceinline__ void end_run() {
         if (segment < 0) return;
+        end_piece();
         Sums total;
 #pragma unroll
-        for (int k = 0; k < kPerLane; ++k) total.at[k] = before.at[k] + sums.at[k];
+        for (int k = 0; k < kPerLane; ++k) total.at[k] = before.at[k] + run[k].total();
         column[segment * 32] = total;
     }
     __device__ __forceinline__ void begin_run(int32_t next) {
         end_run();
         segment = next;
-        sums = {};
+        piece = {};
+#pragma unroll
+        for (int k = 0; k < kPerLane; ++k) run[k] = {};
         if (segment >= 0) before = column[segment * 32];
     }
     __device__ __forceinline__ void add(const Sums& values) {
 #pragma unroll
-        for (int k = 0; k < kPerLane; ++k) sums.at[k] += values.at[k];
+        for (int k = 0; k < kPerLane; ++k) piece.at[k] += values.at[k];
     }
-    // Adds N pixels. Bit j of `changed`: pixel j starts a run, whose segment is that of lane from + j. All of it is the
-    // same in the whole warp but the values.
+    // Adds N pixels. Bit j of `changed`: pixel j starts a run, whose segment is that of lane from + j. Pixel `cut`, if
+    // it is one of them, starts a piece. All of it is the same in the whole warp but the values.
     template <int N>
-    __device__ __forceinline__ void add(unsigned changed, int32_t lane_segment, int from, const Sums (&values)[N]) {
+    __device__ __forceinline__ void add(unsigned changed, int32_t lane_segment, int from, int cut,
+                                        const Sums (&values)[N]) {
+        static_assert(N <= kPiece);
         if ((changed & ((1u << N) - 1)) == 0) {
+            if (static_cast<unsigned>(cut) >= N) {
 #pragma unroll
-            for (int j = 0; j < N; ++j) add(values[j]);
+                for (int j = 0; j < N; ++j) add(values[j]);
+            } else {
+#pragma unroll
+                for (int j = 0; j < N; ++j) {
+                    if (j == cut) end_piece();
+                    add(values[j]);
+                }
+            }
             return;
         }
         int32_t segments[N];  // all of them, so that their shuffles overlap
@@ -51,6 +92,7 @@ struct RunningSums {
         for (int j = 0; j < N; ++j) segments[j] = __shfl_sync(kFullWarp, lane_segment, from + j);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
+            if (j == cut) end_piece();
             if (changed >> j & 1) begin_run(segments[j]);
             add(values[j]);
         }
@@ -184,7 +226,9 @@ __device__ __forceinline__ void sum_planes(PlaneStage<Value>& stage, const Segme
                 Channels<float, 1> values[kPerChunk];
 #pragma unroll
                 for (int j = 0; j < kPerChunk; ++j) values[j].at[0] = chunk_value<Value>(bits, j);
-                running.add(changed >> (k * kPerChunk), segment[h], k * kPerChunk, values);
+                // Parts begin at multiples of kPiece, whatever the chunks do.
+                const int cut = (stage.shift - (chunk + h * kChunksOfHalf + k) * kPerChunk) & (kPiece - 1);
+                running.add(changed >> (k * kPerChunk), segment[h], k * kPerChunk, cut, values);
             }
         }
     }
@@ -310,7 +354,7 @@ __device__ __forceinline__ void sum_pixels(PixelRing<Value, kPerLane, kSlots>& r
                 for (int k = 0; k < kPerLane; ++k) values[j].at[k] = word_value<Value>(words[j], k);
                 words[j] = next[j];
             }
-            running.add(changed >> from, segment, from, values);
+            running.add(changed >> from, segment, from, from % kPiece, values);
         }
         before = slot;
         slot = slot + 1 == kSlots ? 0 : slot + 1;

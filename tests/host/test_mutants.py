@@ -213,6 +213,27 @@ MUTANTS = {
         "__pipeline_commit();",
         NOTHING,
     ),
+    "what a sum loses is forgotten": (
+        "segment_mean",
+        "segment_mean",
+        "cuda/segment_sums.cuh",
+        "lost += term - (next - sum);",
+        NOTHING,
+    ),
+    "a run is added up in one piece": (
+        "segment_mean",
+        "segment_mean",
+        "cuda/segment_sums.cuh",
+        "constexpr int kPiece = 16;",
+        "constexpr int kPiece = 1 << 20;",
+    ),
+    "shares of a mean are added before they stand": (
+        "segment_mean",
+        "segment_mean",
+        "cuda/segment_mean.cu",
+        "__syncthreads();  // all shares stand",
+        NOTHING,
+    ),
     "a ring is listed before its vectors are counted": (
         "rings",
         "ring_write",
