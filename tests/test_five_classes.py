@@ -38,7 +38,7 @@ def run(example, tmp_path_factory):
     example.write(home / "yard", most=12)
     data = [
         *("--preset", "streets", "--classes", str(home / "yard/classes.yaml")),
-        *("--source", "folder", "--source-root", str(home / "yard/renders"), "--source-split", "train"),
+        *("--source", "folder", "--source-root", str(home / "yard/renders")),
         *("--target", "folder", "--target-root", str(home / "yard/photos"), "--eval-split", "none"),
         *("--source-size", "96", "64", "--target-size", "96", "64"),
     ]

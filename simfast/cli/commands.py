@@ -348,9 +348,15 @@ class ClassList:
         path = Path(self.name)
         if self.name not in BUILT_IN and (path.is_dir() or path.suffix in (".pt", ".pth")):
             from simfast.models import checkpoint
+            from simfast.models.weights import read_weights
 
             path = checkpoint.resolve(path, "best.pt")
-            print(Config.from_dict(checkpoint.load(path).get("config", {}), str(path)).classes.text(), end="")
+            settings = read_weights(path).settings if path.is_file() else None
+            if settings is None:
+                came = "weights without settings" if path.is_file() else f"no {path}"
+                rule = "must be a run folder or one of its checkpoints, which keep the class list"
+                raise ValueError(f"classes: {self.name} {rule}, got {came}")
+            print(Config.from_dict(settings, str(path)).classes.text(), end="")
         else:
             print(classes_of(self.name).text(), end="")
         return 0

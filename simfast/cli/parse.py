@@ -39,6 +39,10 @@ CLASSES = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
+# What is said of the target, and of no other data set.
+OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", "report_split")
+
+
 class Start(NamedTuple):
     """The options that decide what the others change, as they were given; None where they were not."""
 
@@ -49,6 +53,8 @@ class Start(NamedTuple):
     device: str | None = None
     stage: str | None = None
     stage1: str | None = None
+    source: Sequence[str] = ()
+    target: str | None = None
     checkpoint: Path | None = None
 
 
@@ -106,8 +112,9 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
     if recipe not in RECIPES:
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    source, target = start.source or settings.get("source", ()), start.target or settings.get("target")
     if stored is not None and start.preset is None and start.config is None:
-        base = dataclasses.replace(stored, out=None, resume=None)
+        base = _of_data(dataclasses.replace(stored, out=None, resume=None), source, target)
         return base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
@@ -118,7 +125,18 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     if stored is not None:  # a network's classes are its own, whatever else is set
         own = base.score_classes if base.score_classes in stored.classes.sets else "auto"
         base = dataclasses.replace(base, classes=stored.classes, score_classes=own)
-    return Config.from_dict(settings, str(start.config), dataclasses.replace(base, recipe=recipe))
+    base = _of_data(dataclasses.replace(base, recipe=recipe), source, target)
+    return Config.from_dict(settings, str(start.config), base)
+
+
+def _of_data(base: Config, source: str | Sequence[str], target: str | None) -> Config:
+    """`base` for the data sets named: what it says of its own ones, such as their splits, says nothing of others."""
+    others: list[str] = []
+    if source and base.source != ((source,) if isinstance(source, str) else tuple(source)):
+        others += [name for name in OF_EACH_SOURCE if name != "source"]
+    if target and target != base.target:
+        others += OF_THE_TARGET
+    return dataclasses.replace(base, **{name: getattr(Config(), name) for name in others})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -159,7 +177,7 @@ def _options(command: type, base: Config, optional: Sequence[str] = ()) -> type:
         shown: list[tuple[str, Any, Any]] = []
         for field in dataclasses.fields(group):
             kind, default = field.type, getattr(base, field.name)
-            if field.name in optional:
+            if field.name in optional and field.name not in OF_EACH_SOURCE:
                 kind, default = str | None, None
             if kind is Classes:
                 kind = Annotated[Classes, CLASSES]
