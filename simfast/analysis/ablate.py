@@ -17,6 +17,7 @@ import simfast
 from simfast.analysis.ablation_table import write_tables
 from simfast.analysis.rows import Run
 from simfast.config import FREE_ON_RESUME, Config
+from simfast.config.config import told_apart
 from simfast.data.check import check_sample
 from simfast.data.parts import arguments_of, open_part
 from simfast.runtime.console import Progress
@@ -187,13 +188,15 @@ def _check_settings(run: Run) -> None:
     if not path.exists():
         return
     # A setting that did not exist then has its default.
-    before, now = Config.from_dict(yaml.safe_load(path.read_text()), str(path)).to_dict(), run.config.to_dict()
-    for key, new in now.items():
+    begun = Config.from_dict(yaml.safe_load(path.read_text()), str(path))
+    before = begun.to_dict()
+    for key, new in run.config.to_dict().items():
         old, given = before[key], getattr(run.config, key)
         if run.result.exists() and any(isinstance(x, Path) for x in (given if isinstance(given, tuple) else [given])):
             old, new = _last_parts(old), _last_parts(new)  # what a run that is done has read may have moved since
         if old != new and key not in FREE_ON_RESUME - {"steps"}:
-            raise ValueError(f"{path}: {key} must stay {before[key]!r} as the run was begun, got {now[key]!r}")
+            old, new = told_apart(key, begun, run.config)
+            raise ValueError(f"{path}: {key} must stay {old!r} as the run was begun, got {new!r}")
 
 
 def _last_parts(stored: Any) -> Any:

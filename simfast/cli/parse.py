@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, Config
 from simfast.config.classes import Classes, classes_of
-from simfast.config.config import OF_EACH_SOURCE, flattened, names
+from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
 from simfast.config.presets import PRESETS, RECIPES
 from simfast.config.settings import GROUPS
 
@@ -285,8 +285,6 @@ def _resumed(config: Config, stored: Config) -> Config:
     free = FREE_ON_RESUME - {"steps"} if stored.stage == "all" else FREE_ON_RESUME
     for key in before:
         if key not in free and before[key] != now[key]:
-            titles = [str(one.classes) for one in (stored, config)]  # a whole list would be unreadable
-            titles[1] += " of other content" if titles[0] == titles[1] else ""
-            old, new = titles if key == "classes" else (before[key], now[key])
+            old, new = told_apart(key, stored, config)
             raise ValueError(f"{key}: a resumed run keeps its settings ({old!r} in {config.resume}), got {new!r}")
     return config if config.stage == "all" else dataclasses.replace(config, resume=stored.resume)

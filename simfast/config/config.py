@@ -185,6 +185,14 @@ class Config(Step, Matching, Losses, Model, Data, Run):
             raise ValueError(f"{where}: {key + ': ' if key else ''}{first['msg']}, got {first['input']!r}") from None
 
 
+def told_apart(key: str, before: Config, now: Config) -> tuple[Any, Any]:
+    """A setting of two runs in which it differs, for an error: class lists by their titles, the rest as stored."""
+    if key != "classes":
+        return before.to_dict()[key], now.to_dict()[key]
+    old, new = str(before.classes), str(now.classes)
+    return old, f"{new} of other content" if old == new else new
+
+
 def names(group: type) -> list[str]:
     """The settings of a group."""
     return [field.name for field in dataclasses.fields(group)]

@@ -124,7 +124,8 @@ class Model:
     arch: Literal["resnet18", "resnet50", "resnet101", "vgg16"] = "resnet101"
     """Backbone of DeepLabV2 (section 5.1)."""
     weights: Path | None = None
-    """Initial weights: AdaptSegNet, SIM, torchvision or our own. Default: random."""
+    """Initial weights: a file of AdaptSegNet, SIM or torchvision, a run folder or checkpoint of simfast. Default:
+    random."""
     convention: Literal["auto", "bgr", "rgb"] = "auto"
     """Input the weights expect: BGR minus caffe's mean, or RGB with ImageNet's. auto: what their file tells."""
     head_dilations: tuple[int, ...] = (6, 12, 18, 24)

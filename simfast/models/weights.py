@@ -91,7 +91,7 @@ def load_weights(
 
     Args:
         model: the network to fill.
-        path: a file written by torch.save; or what `read_weights` read from it.
+        path: a file written by torch.save; a run folder (its best checkpoint); or what `read_weights` read.
         convention: "bgr" or "rgb" where the file does not tell. By itself it tells when it is this package's
             checkpoint, or has names of the AdaptSegNet family's own ("bgr"), or an ImageNet classifier ("rgb").
             Pass "bgr" for a caffe VGG16 saved under torchvision's names: it looks like a torchvision file.
@@ -99,7 +99,7 @@ def load_weights(
             the same order; that of a file that is not ours has Cityscapes'. None: if it has as many.
 
     Raises:
-        FileNotFoundError: path is not a file.
+        FileNotFoundError: there is no such file.
         ValueError: the file is not one of torch.save or has no tensors; a backbone tensor is missing or unknown to the
             model; shapes differ; only a part of the head is there; the convention is unclear or contradicts the file's.
     """
@@ -157,15 +157,16 @@ def load_weights(
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """The tensors of a file, and what it tells about them; read with weights_only=True.
+    """The tensors of a file, and what it tells about them; read with weights_only=True. Of a run folder, its best
+    checkpoint's.
 
     Raises:
-        FileNotFoundError: path is not a file.
+        FileNotFoundError: there is no such file.
         ValueError: the file is not one of torch.save, or has no tensors, or records an unknown convention.
     """
-    path = Path(path)
+    path = checkpoint.resolve(Path(path), "best.pt")
     if not path.is_file():
-        raise FileNotFoundError(f"load_weights: path must be a file, got {path}")
+        raise FileNotFoundError(f"load_weights: path must be a file or a run folder, got no {path}")
     content = checkpoint.read(path)
     outer = content if isinstance(content, Mapping) else {}
     inner = outer.get("model", outer.get("state_dict"))

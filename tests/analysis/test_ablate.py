@@ -226,6 +226,13 @@ def test_other_settings_in_the_same_folder_are_refused(shared, trainer):
             ablate.run_all(plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
 
 
+def test_other_classes_in_the_same_folder_are_refused_by_name(shared, trainer):
+    ablate.run_all(plan(["aa"], [0], shared), trainer)
+    other = dataclasses.replace(shared, classes=built_in("camvid"), score_classes="auto")
+    with pytest.raises(ValueError, match=r"classes must stay 'cityscapes' as the run was begun, got 'camvid"):
+        ablate.run_all(plan(["aa"], [0], other), trainer)
+
+
 def test_a_folder_of_runs_that_are_done_may_move(shared, trainer, tmp_path):
     shared = dataclasses.replace(shared, out=tmp_path / "before")
     ablate.run_all(plan(["aa+sim+ssl"], [0], shared, warm_up=1), trainer)

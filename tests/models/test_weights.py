@@ -156,6 +156,8 @@ def test_own_checkpoint_brings_its_convention(tmp_path, caplog):
     report = load_weights(model, saved(tmp_path, content))
     assert_loaded(model, source.state_dict())
     assert (report.matched, report.total, report.convention) == (108, 108, "rgb")
+    torch.save(content, tmp_path / "best.pt")
+    assert load_weights(deeplab_v2("resnet18", num_classes=5), tmp_path).matched == 108  # as a run folder
     assert "head_dilations" not in caplog.text
     with pytest.raises(ValueError, match=r"convention must be 'rgb', which .* records, got 'bgr'"):
         load_weights(model, saved(tmp_path, content), "bgr")
@@ -253,9 +255,9 @@ def test_vgg16_of_the_family_without_fc6_is_incomplete(tmp_path):
 
 def test_a_file_that_is_no_weights_file_is_named(tmp_path):
     model = deeplab_v2("resnet18", 19)
-    with pytest.raises(FileNotFoundError, match=r"path must be a file, got .*nowhere\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"path must be a file or a run folder, got no .*nowhere\.pth"):
         load_weights(model, tmp_path / "nowhere.pth")
-    with pytest.raises(FileNotFoundError, match="path must be a file"):
+    with pytest.raises(FileNotFoundError, match=r"got no .*best\.pt"):
         load_weights(model, tmp_path)
     text = tmp_path / "page.pth"
     for content in (b"", b"<html>404 Not Found</html>", b"PK\x03\x04 cut short"):

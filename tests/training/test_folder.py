@@ -18,7 +18,7 @@ def everything(folder):
 
 BAD_STARTS = {  # and what the error says
     "data": (["--source-root", "nowhere"], "nowhere"),
-    "weights": (["--weights", "nowhere.pth"], "path must be a file, got nowhere.pth"),
+    "weights": (["--weights", "nowhere.pth"], "path must be a file or a run folder, got no nowhere.pth"),
     "pseudo labels": (["--stage", "2", "--pseudo-labels", "nowhere"], "nowhere must be complete"),
     "the first of two stages": (["--stage", "all", "--source-root", "nowhere"], "nowhere"),
     "step mode": (["--step-mode", "graph"], "without a GPU"),
