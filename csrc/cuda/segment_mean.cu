@@ -36,7 +36,7 @@ namespace simfast {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32, kDivideThreads = 256;
-constexpr int64_t kLeastPartPixels = 64, kMostPartPixels = 1024;
+constexpr int64_t kLeastPartPixels = 64, kLongPartPixels = 1024;
 constexpr int kShares = kDivideThreads / 32;  // of the splits of a mean, where it has many
 
 // One channel a lane takes 8 KB of ring a warp, so that two blocks of 118 segments fit a multiprocessor of an H100.
@@ -66,11 +66,12 @@ struct MeanPlan {
 MeanPlan plan_of(const SegmentMeanArgs& a) {
     MeanPlan plan{};
     const int64_t pixels = a.H * a.W, S = a.num_segments;
-    // Enough splits to fill the device, but no more partial sums than there are features to read.
+    // Enough splits to fill the device and to keep the parts short, but of no more partial sums than there are features
+    // to read; for the parts' sake, an eighth of that.
     const int64_t most = std::max<int64_t>(1, std::min(pixels / S, pixels / (kWarps * kLeastPartPixels)));
-    const int64_t wanted = std::clamp<int64_t>(
-        std::max(ceil_div(SIMFAST_MEAN_BLOCKS, ceil_div(a.C, 32)), ceil_div(pixels, kWarps * kMostPartPixels)), 1,
-        most);
+    const int64_t filling = ceil_div(SIMFAST_MEAN_BLOCKS, ceil_div(a.C, 32));
+    const int64_t shortening = ceil_div(pixels, kWarps * std::max(kLongPartPixels, 2 * S));
+    const int64_t wanted = std::clamp<int64_t>(std::max(filling, shortening), 1, most);
     plan.pixels = static_cast<int32_t>(pixels);
     plan.part_pixels = static_cast<int32_t>(ceil_div(ceil_div(pixels, wanted * kWarps), 32) * 32);
     plan.splits = static_cast<int32_t>(ceil_div(pixels, int64_t{plan.part_pixels} * kWarps));
