@@ -23,6 +23,7 @@ SHAPES = {
     "parts longer than the ring": (1, 2048, 33, 80, 8),
     "more segments than fit at once": (1, 16, 64, 64, 700),
     "more segments than pixels": (1, 9, 5, 7, 50),
+    "many splits of odd planes": (2, 9, 157, 161, 5),
 }
 
 
@@ -88,6 +89,17 @@ def test_large_segments_of_constant_features(shuffled, shape, layout):
         means, counts = means_of(shuffled, features, segments.contiguous(), count, layout)
         assert_means_close(means, values.expand(1, count, channels))
         assert counts[0].tolist() == [int((segments == s).sum()) for s in range(count)]
+
+
+@pytest.mark.parametrize("segments", [1, 118, 1000])
+@pytest.mark.parametrize("channels", [1, 3, 8, 19, 40, 300, 2048])
+def test_partial_sums_are_few_beside_the_features(library, channels, segments):
+    """An eighth of them, channels-last. Planes of odd size fill groups of 32 channels badly: as many at most."""
+    height, width = 499_999, 4095
+    for dtype in ("bfloat16", "float32"):
+        for pixels, share in ((True, 8), (False, 1)):
+            needed = library.segment_mean_workspace(dtype, pixels, channels, height, width, segments)
+            assert needed <= 4 * channels * height * width / share * 1.05  # counts, at most one for 32 sums
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
