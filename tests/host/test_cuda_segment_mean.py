@@ -76,7 +76,7 @@ def test_same_bits_in_any_thread_order_and_layout(library, name):
     [
         pytest.param((5, 300, 301), id="few splits"),
         pytest.param((4, 520, 521), id="splits shared by warps"),
-        pytest.param((2048, 126, 131), id="the longest parts"),
+        pytest.param((2048, 128, 128), id="the longest parts"),
     ],
 )
 def test_large_segments_of_constant_features(shuffled, shape, layout):
@@ -89,6 +89,15 @@ def test_large_segments_of_constant_features(shuffled, shape, layout):
         means, counts = means_of(shuffled, features, segments.contiguous(), count, layout)
         assert_means_close(means, values.expand(1, count, channels))
         assert counts[0].tolist() == [int((segments == s).sum()) for s in range(count)]
+
+
+def test_scattered_pixels_of_one_value(shuffled):
+    """Parts of 1,024 pixels, the longest: every other pixel is a run of the same segment, added plainly to the last."""
+    values = torch.linspace(1, 2, 2048)
+    features = values[None, :, None, None].expand(1, 2048, 192, 192)  # every pixel at the same place
+    segments = (torch.arange(192 * 192, dtype=torch.int32) % 2).view(1, 192, 192)
+    means, _ = shuffled.segment_mean(features.numpy(), "float32", True, segments.numpy(), 2)
+    torch.testing.assert_close(torch.from_numpy(means[0]), values.expand(2, 2048), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("segments", [1, 118, 1000])
