@@ -124,15 +124,18 @@ def test_infinity_and_nan_of_long_runs_pass_through(shuffled, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_at_any_address(shuffled, dtype, layout):
     """Slices start anywhere within 16 bytes; NaN beside them is never read into a sum."""
-    features, segments = make((2, 40, 9, 7, 6), dtype)
-    expected, _ = means_of(shuffled, features, segments, 6, layout)
+    features, _ = make((2, 40, 9, 27, 6), dtype)
+    g = torch.Generator().manual_seed(1)  # long runs, which end anywhere in a piece
+    runs = torch.randint(-1, 6, (60,), generator=g).repeat_interleave(torch.randint(1, 40, (60,), generator=g))
+    segments = runs[: 2 * 9 * 27].view(2, 9, 27).to(torch.int32)
+    expected, _ = means_of(shuffled, features, segments, 6)
     for before in (1, 2, 3, 8):
         if layout == "pixels":
-            big = features.new_full((2, 9, 7, 40 + before + 1), torch.nan)
+            big = features.new_full((2, 9, 27, 40 + before + 1), torch.nan)
             view = big[..., before:-1].permute(0, 3, 1, 2)
         else:
-            big = features.new_full((2, 40 + before + 1, 9 * 7), torch.nan)
-            view = big[:, before:-1].unflatten(2, (9, 7))
+            big = features.new_full((2, 40 + before + 1, 9 * 27), torch.nan)
+            view = big[:, before:-1].unflatten(2, (9, 27))
         view.copy_(features)
         means, _ = shuffled.segment_mean(bits(view), str(dtype)[6:], LAYOUTS[layout], segments.numpy(), 6)
         assert torch.equal(torch.from_numpy(means), expected)
