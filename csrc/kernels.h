@@ -99,9 +99,10 @@ const char* regions_cuda(const RegionsArgs& args, void* stream);
 // ---------------------------------------------------------------------------------------------------------------------
 // segment_mean: means[b, s, c] = mean of features[b, c, p] over the pixels p of segment s of image b; 0 if it has none.
 //
-// Short sums are fp32 (f64 for f64 features), and sums of these lose nothing to speak of: f64 on the CPU, compensated
-// fp32 on CUDA. The order is fixed by the shapes and the segments alone, on the CPU by the layout too. A segment value
-// outside [0, num_segments), -1 above all, means "no segment": such a pixel is skipped, and its gradient is 0.
+// Short sums are fp32 (f64 for f64 features). Sums of these are f64 on the CPU; on CUDA compensated fp32, but for the
+// runs of about a thousand pixels, which are added plainly. The order is fixed by the shapes and the segments alone, on
+// the CPU by the layout too. A segment value outside [0, num_segments), -1 above all, means "no segment": such a pixel
+// is skipped, and its gradient is 0.
 // ---------------------------------------------------------------------------------------------------------------------
 
 // A map [B, C, H, W] whose pixels p = y * W + x lie at a constant stride. `planes` is NCHW: stride_p == 1; `pixels` is

@@ -165,8 +165,8 @@ def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tenso
     valid = (segments >= 0) & (segments < num_segments)
     index = torch.where(valid, segments + offset, images * num_segments).flatten()
     sums = flat.new_zeros(images * num_segments + 1, channels).index_add(0, index, flat)[:-1]
-    # One float32 after another would lose a part in a hundred of a large segment. The quotient is float32, so that its
-    # gradient is too.
+    # With one float32 after another the mean of a large segment would be wrong by parts in a hundred. The quotient is
+    # float32, so that its gradient is too.
     sums = sums.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
     means = sums / _count(index, images * num_segments).clamp(min=1)[:, None].to(sums.dtype)
     return means.view(images, num_segments, channels)

@@ -2,8 +2,8 @@
 //
 // The segments become a list of runs: pixels p, p + 1, ... of one segment, those without one left out. A sum is taken
 // run by run, in the order of the pixels, and within a run in an order fixed by its length: no order depends on the
-// split. Up to 32 values are added in their own precision, such sums in double: one fp32 after another would lose a
-// part in a hundred of a large segment.
+// split. Up to 32 values are added in their own precision, such sums in double: with one fp32 after another the
+// mean of a large segment would be wrong by parts in a hundred.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>

@@ -3,17 +3,19 @@
 // Two launches. `sum` reads the map once. A lane is a channel, or two neighbouring ones, and a warp walks along pixels:
 // whether the segment changes is then the same question for all 32 lanes, a run of pixels adds up in registers, and
 // only at its end does the sum move to the warp's own table [segment][channel] in shared memory, without a bank
-// conflict or an atomic (segment_sums.cuh). `divide` adds the partial sums of the pixel splits in order. It is a launch
+// conflict or an atomic (segment_sums.cuh). `divide` adds the partial sums of the pixel splits. It is a launch
 // of its own: the last block to arrive could do its work, but would be known by a counter that something has to clear
 // first, which is a launch again.
 //
 // The order of additions: a run is cut into pieces at every 16th pixel of its part; pixels of a piece from left to
-// right, pieces of a run, runs of a part in raster order, the four parts of a split by twos, the splits. Parts depend
-// on sizes alone, so the bits do too: not on the batch, the layout, the address or the device.
+// right, pieces of a run, runs of a part in raster order, the four parts of a split by twos, the splits (many: every
+// eighth of them, then these eight sums). Parts depend on sizes alone, so the bits do too: not on the batch, the
+// layout, the address or the device.
 //
-// No sum of many terms is a plain one (the mean of a segment of constant features, 8 million pixels, would be wrong by
-// a part in a hundred): pieces of a run and splits are LongSums. The runs of a part are, one after another, since a
-// table of what they lose has no place beside them; a part is short for that reason.
+// Long sums are no plain ones (the mean of a segment of constant features, 8 million pixels, would be wrong by parts in
+// a hundred): pieces of a run and splits are LongSums. Only the runs of a part are added plainly, since a table of what
+// they lose has no place beside them; a part is short for that reason. The most it costs is a part in 100,000: 512 runs
+// of 1,024 pixels, all of the same value. Longer parts, of many segments or few channels, may hold more.
 #include <algorithm>
 
 #include "device.cuh"
@@ -66,11 +68,12 @@ struct MeanPlan {
 MeanPlan plan_of(const SegmentMeanArgs& a) {
     MeanPlan plan{};
     const int64_t pixels = a.H * a.W, S = a.num_segments;
-    // Enough splits to fill the device and to keep the parts short, but of no more partial sums than there are features
-    // to read; for the parts' sake, an eighth of that.
+    // Enough splits to fill the device and to keep the parts short. To fill it, there may be as many partial sums as
+    // features, were all groups of 32 channels full; to keep parts short, an eighth of the features there are. (Planes
+    // of odd size may leave most places of a group empty, and take up to eight times as many sums.)
     const int64_t most = std::max<int64_t>(1, std::min(pixels / S, pixels / (kWarps * kLeastPartPixels)));
-    const int64_t filling = ceil_div(SIMFAST_MEAN_BLOCKS, ceil_div(a.C, 32));
-    const int64_t shortening = ceil_div(pixels, kWarps * std::max(kLongPartPixels, 2 * S));
+    const int64_t tables = ceil_div(a.C, 32), filling = ceil_div(SIMFAST_MEAN_BLOCKS, tables);
+    const int64_t shortening = ceil_div(pixels, kWarps * std::max(kLongPartPixels, 2 * S * tables * 32 / a.C));
     const int64_t wanted = std::clamp<int64_t>(std::max(filling, shortening), 1, most);
     plan.pixels = static_cast<int32_t>(pixels);
     plan.part_pixels = static_cast<int32_t>(ceil_div(ceil_div(pixels, wanted * kWarps), 32) * 32);
@@ -78,7 +81,8 @@ MeanPlan plan_of(const SegmentMeanArgs& a) {
     plan.shares = plan.splits < 8 * kShares ? 1 : kShares;
     plan.staged = a.layout == Layout::planes;
     plan.class_stride = plan.staged ? alignment_classes(a.stride_c, a.features_dtype) : 1;
-    plan.groups = static_cast<int32_t>(ceil_div(a.C, 32 * plan.class_stride) * plan.class_stride);
+    const int64_t whole = a.C / (32 * plan.class_stride) * plan.class_stride;  // groups of 32 channels
+    plan.groups = static_cast<int32_t>(whole + std::min<int64_t>(plan.class_stride, a.C - whole * 32));
     // Two channels a lane make a pixel of a warp a whole line, where the dtype, the channels and the memory give that.
     plan.per_lane = 2;
     plan.set_windows(S, kWarps * int64_t{Ring<__half, 2>::kBytes});

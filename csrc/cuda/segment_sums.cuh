@@ -226,8 +226,9 @@ __device__ __forceinline__ void sum_planes(PlaneStage<Value>& stage, const Segme
                 Channels<float, 1> values[kPerChunk];
 #pragma unroll
                 for (int j = 0; j < kPerChunk; ++j) values[j].at[0] = chunk_value<Value>(bits, j);
-                // Parts begin at multiples of kPiece, whatever the chunks do.
-                const int cut = (stage.shift - (chunk + h * kChunksOfHalf + k) * kPerChunk) & (kPiece - 1);
+                // Parts begin at multiples of kPiece, whatever the chunks do. Unsigned: past the last of 2^31 pixels.
+                const unsigned first = static_cast<unsigned>(chunk + h * kChunksOfHalf + k) * kPerChunk;
+                const int cut = static_cast<int>((stage.shift - first) & (kPiece - 1));
                 running.add(changed >> (k * kPerChunk), segment[h], k * kPerChunk, cut, values);
             }
         }

@@ -11,10 +11,11 @@ def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tenso
     """Mean feature of every segment of every image; 0 for an empty segment. Differentiable in features, once.
 
     A mean is a few float32 roundings from the exact one, however many pixels a segment has: sums are float64 on the
-    CPU, compensated float32 on CUDA, in an order that the shapes and the segments alone decide (on the CPU the memory
-    layout too). Contiguous and channels-last features, and slices of their images or channels, are read in place; any
-    other layout is copied once. Segments are read in place, whatever their strides and dtype. Backward keeps the
-    segments and the pixels per segment, not the features.
+    CPU, compensated float32 on CUDA (where a segment of scattered single pixels, all of one value, may be a part in
+    100,000 off; more with over 256 segments or under 32 channels). The shapes and the segments alone decide the order,
+    on the CPU the memory layout too. Contiguous and channels-last features, and slices of their images or channels, are
+    read in place; any other layout is copied once. Segments are read in place, whatever their strides and dtype.
+    Backward keeps the segments and the pixels per segment, not the features.
 
     Args:
         features: [B, C, H, W], float32, float16 or bfloat16 (on the CPU also float64, for gradient checks).

@@ -133,6 +133,17 @@ py::tuple segment_mean(const py::array& features, const std::string& dtype, bool
     return py::make_tuple(means.array(), counts.array());
 }
 
+// Bytes of the workspace for one contiguous map, which need not exist.
+int64_t segment_mean_workspace(const std::string& dtype, bool pixels, int64_t C, int64_t H, int64_t W,
+                               int64_t num_segments) {
+    SegmentMeanArgs a{};
+    a.features_dtype = feature_dtype(dtype);
+    a.layout = pixels ? Layout::pixels : Layout::planes;
+    a.stride_b = C * H * W, a.stride_c = pixels ? 1 : H * W, a.stride_p = pixels ? C : 1;
+    a.B = 1, a.C = C, a.H = H, a.W = W, a.num_segments = num_segments;
+    return segment_mean_workspace_cuda(a);
+}
+
 template <typename T>
 py::array backward(SegmentMeanBackwardArgs& a, int64_t skip) {
     const bool pixels = a.layout == Layout::pixels;
@@ -231,6 +242,7 @@ PYBIND11_MODULE(simfast_host, m) {
     m.def("components", &components);
     m.def("regions", &regions);
     m.def("segment_mean", &segment_mean);
+    m.def("segment_mean_workspace", &segment_mean_workspace);
     m.def("segment_mean_backward", &segment_mean_backward);
     m.def("ring_write", &ring_write);
     m.def("select_rings", &select_rings);

@@ -23,6 +23,7 @@ SHAPES = {
     "parts longer than the ring": (1, 2048, 33, 80, 8),
     "more segments than fit at once": (1, 16, 64, 64, 700),
     "more segments than pixels": (1, 9, 5, 7, 50),
+    "many splits of odd planes": (2, 9, 157, 161, 5),
 }
 
 
@@ -75,7 +76,7 @@ def test_same_bits_in_any_thread_order_and_layout(library, name):
     [
         pytest.param((5, 300, 301), id="few splits"),
         pytest.param((4, 520, 521), id="splits shared by warps"),
-        pytest.param((2048, 126, 131), id="the longest parts"),
+        pytest.param((2048, 128, 128), id="the longest parts"),
     ],
 )
 def test_large_segments_of_constant_features(shuffled, shape, layout):
@@ -88,6 +89,26 @@ def test_large_segments_of_constant_features(shuffled, shape, layout):
         means, counts = means_of(shuffled, features, segments.contiguous(), count, layout)
         assert_means_close(means, values.expand(1, count, channels))
         assert counts[0].tolist() == [int((segments == s).sum()) for s in range(count)]
+
+
+def test_scattered_pixels_of_one_value(shuffled):
+    """Parts of 1,024 pixels, the longest: every other pixel is a run of the same segment, added plainly to the last."""
+    values = torch.linspace(1, 2, 2048)
+    features = values[None, :, None, None].expand(1, 2048, 192, 192)  # every pixel at the same place
+    segments = (torch.arange(192 * 192, dtype=torch.int32) % 2).view(1, 192, 192)
+    means, _ = shuffled.segment_mean(features.numpy(), "float32", True, segments.numpy(), 2)
+    torch.testing.assert_close(torch.from_numpy(means[0]), values.expand(2, 2048), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("segments", [1, 118, 1000])
+@pytest.mark.parametrize("channels", [1, 3, 8, 19, 40, 300, 2048])
+def test_partial_sums_are_few_beside_the_features(library, channels, segments):
+    """An eighth of them, channels-last. Planes of odd size fill groups of 32 channels badly: as many at most."""
+    height, width = 499_999, 4095
+    for dtype in ("bfloat16", "float32"):
+        for pixels, share in ((True, 8), (False, 1)):
+            needed = library.segment_mean_workspace(dtype, pixels, channels, height, width, segments)
+            assert needed <= 4 * channels * height * width / share * 1.05  # counts, at most one for 32 sums
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -103,15 +124,18 @@ def test_infinity_and_nan_of_long_runs_pass_through(shuffled, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_at_any_address(shuffled, dtype, layout):
     """Slices start anywhere within 16 bytes; NaN beside them is never read into a sum."""
-    features, segments = make((2, 40, 9, 7, 6), dtype)
-    expected, _ = means_of(shuffled, features, segments, 6, layout)
+    features, _ = make((2, 40, 9, 27, 6), dtype)
+    g = torch.Generator().manual_seed(1)  # long runs, which end anywhere in a piece
+    runs = torch.randint(-1, 6, (60,), generator=g).repeat_interleave(torch.randint(1, 40, (60,), generator=g))
+    segments = runs[: 2 * 9 * 27].view(2, 9, 27).to(torch.int32)
+    expected, _ = means_of(shuffled, features, segments, 6)
     for before in (1, 2, 3, 8):
         if layout == "pixels":
-            big = features.new_full((2, 9, 7, 40 + before + 1), torch.nan)
+            big = features.new_full((2, 9, 27, 40 + before + 1), torch.nan)
             view = big[..., before:-1].permute(0, 3, 1, 2)
         else:
-            big = features.new_full((2, 40 + before + 1, 9 * 7), torch.nan)
-            view = big[:, before:-1].unflatten(2, (9, 7))
+            big = features.new_full((2, 40 + before + 1, 9 * 27), torch.nan)
+            view = big[:, before:-1].unflatten(2, (9, 27))
         view.copy_(features)
         means, _ = shuffled.segment_mean(bits(view), str(dtype)[6:], LAYOUTS[layout], segments.numpy(), 6)
         assert torch.equal(torch.from_numpy(means), expected)
