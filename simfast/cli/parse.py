@@ -40,7 +40,8 @@ CLASSES = tyro.constructors.PrimitiveConstructorSpec(
 
 
 # What is said of the target, and of no other data set.
-OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", "report_split")
+APART = ("eval_images", "eval_labels")
+OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", *APART, "report_split")
 
 
 class Start(NamedTuple):
@@ -55,6 +56,8 @@ class Start(NamedTuple):
     stage1: str | None = None
     source: Sequence[str] = ()
     target: str | None = None
+    eval_split: str | None = None
+    classes: str | None = None
     checkpoint: Path | None = None
 
 
@@ -115,7 +118,8 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     source, target = start.source or settings.get("source", ()), start.target or settings.get("target")
     if stored is not None and start.preset is None and start.config is None:
         base = _of_data(dataclasses.replace(stored, out=None, resume=None), source, target)
-        return base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+        base = base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+        return _asked(base, start)
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
         preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
@@ -126,7 +130,8 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         own = base.score_classes if base.score_classes in stored.classes.sets else "auto"
         base = dataclasses.replace(base, classes=stored.classes, score_classes=own)
     base = _of_data(dataclasses.replace(base, recipe=recipe), source, target)
-    return Config.from_dict(settings, str(start.config), base)
+    base = _of_classes(base, settings.get("classes"))
+    return _asked(Config.from_dict(settings, str(start.config), base), start)
 
 
 def _of_data(base: Config, source: str | Sequence[str], target: str | None) -> Config:
@@ -137,6 +142,21 @@ def _of_data(base: Config, source: str | Sequence[str], target: str | None) -> C
     if target and target != base.target:
         others += OF_THE_TARGET
     return dataclasses.replace(base, **{name: getattr(Config(), name) for name in others})
+
+
+def _of_classes(base: Config, classes: Any) -> Config:
+    """`base` for the class list named, of which it asks for no score set that is another list's."""
+    with contextlib.suppress(ValueError):  # a list that is none is told of where it is set
+        if classes is not None and base.score_classes not in classes_of(classes).sets:
+            return dataclasses.replace(base, score_classes="auto")
+    return base
+
+
+def _asked(base: Config, start: Start) -> Config:
+    """`base` without what the command line speaks against: a part to score on takes the place of a set apart."""
+    if start.eval_split not in (None, "none"):
+        base = dataclasses.replace(base, **dict.fromkeys(APART))
+    return _of_classes(base, start.classes)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
