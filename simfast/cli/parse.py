@@ -261,7 +261,7 @@ def _stored(start: Start, checkpoint_name: str) -> Config | None:
         return Config.from_dict(released if settings is None else settings, str(start.checkpoint))
     if start.stage == "2" and start.stage1 is not None:
         # Stage 2 repeats stage 1 with pseudo labels added: its settings are the ones to repeat.
-        first = checkpoint.load(checkpoint.resolve(Path(start.stage1), "best.pt"))
+        first = checkpoint.load(checkpoint.resolve(Path(start.stage1), "best.pt", stage=1))
         return Config.from_dict(first["config"], start.stage1) if "config" in first else None
     return None
 
