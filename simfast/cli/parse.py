@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
-import yaml
 from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, Config
@@ -22,6 +21,7 @@ from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
 from simfast.config.presets import PRESETS, RECIPES
 from simfast.config.settings import GROUPS
+from simfast.config.yaml_text import read_yaml
 
 DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM, CVPR 2020).
 
@@ -113,7 +113,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
     recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
-    if recipe not in RECIPES:
+    if recipe not in list(RECIPES):  # whatever a file holds: what has no hash is in no mapping
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
     source, target = start.source or settings.get("source", ()), start.target or settings.get("target")
     if stored is not None and start.preset is None and start.config is None:
@@ -123,7 +123,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
         preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
-    if preset not in PRESETS:
+    if preset not in list(PRESETS):
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
     base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
     if stored is not None:  # a network's classes are its own, whatever else is set
@@ -137,7 +137,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
 def _of_data(base: Config, source: str | Sequence[str], target: str | None) -> Config:
     """`base` for the data sets named: what it says of its own ones, such as their splits, says nothing of others."""
     others: list[str] = []
-    if source and base.source != ((source,) if isinstance(source, str) else tuple(source)):
+    if source and base.source != (tuple(source) if isinstance(source, list | tuple) else (source,)):
         others += [name for name in OF_EACH_SOURCE if name != "source"]
     if target and target != base.target:
         others += OF_THE_TARGET
@@ -281,9 +281,9 @@ def _begun(path: Path) -> Config:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: must be YAML, got {' '.join(str(error).split())}") from error
+        loaded = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must be a readable YAML file, got {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: must hold a mapping of settings, got {type(loaded).__name__}")
     settings = flattened(loaded, str(path))
