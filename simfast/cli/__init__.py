@@ -41,6 +41,7 @@ def call(argv: Sequence[str]) -> Any:
     try:
         from simfast.cli.commands import COMMANDS
         from simfast.cli.parse import parse
+        from simfast.cli.places import require_places
         from simfast.runtime.console import set_up_logging
     except ModuleNotFoundError as error:
         if error.name in ("tyro", "yaml", "tqdm"):
@@ -48,6 +49,7 @@ def call(argv: Sequence[str]) -> Any:
         raise
     try:
         command = parse(argv, COMMANDS)
+        require_places(command)
         set_up_logging()
         return command.run()
     except (ValueError, OSError) as error:

@@ -353,7 +353,7 @@ class ClassList:
             path = checkpoint.resolve(path, "best.pt")
             settings = read_weights(path).settings if path.is_file() else None
             if settings is None:
-                came = "weights without settings" if path.is_file() else f"no {path}"
+                came = "weights without settings" if path.is_file() else checkpoint.missing(path)
                 rule = "must be a run folder or one of its checkpoints, which keep the class list"
                 raise ValueError(f"classes: {self.name} {rule}, got {came}")
             print(Config.from_dict(settings, str(path)).classes.text(), end="")

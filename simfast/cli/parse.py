@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
-import yaml
 from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, Config
@@ -22,6 +21,7 @@ from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
 from simfast.config.presets import PRESETS, RECIPES
 from simfast.config.settings import GROUPS
+from simfast.config.yaml_text import read_yaml
 
 DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM, CVPR 2020).
 
@@ -40,7 +40,8 @@ CLASSES = tyro.constructors.PrimitiveConstructorSpec(
 
 
 # What is said of the target, and of no other data set.
-OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", "report_split")
+APART = ("eval_images", "eval_labels")
+OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", *APART, "report_split")
 
 
 class Start(NamedTuple):
@@ -55,6 +56,8 @@ class Start(NamedTuple):
     stage1: str | None = None
     source: Sequence[str] = ()
     target: str | None = None
+    eval_split: str | None = None
+    classes: str | None = None
     checkpoint: Path | None = None
 
 
@@ -110,33 +113,50 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
     recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
-    if recipe not in RECIPES:
+    if recipe not in list(RECIPES):  # whatever a file holds: what has no hash is in no mapping
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
     source, target = start.source or settings.get("source", ()), start.target or settings.get("target")
     if stored is not None and start.preset is None and start.config is None:
         base = _of_data(dataclasses.replace(stored, out=None, resume=None), source, target)
-        return base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+        base = base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+        return _asked(base, start)
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
         preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
-    if preset not in PRESETS:
+    if preset not in list(PRESETS):
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
     base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
     if stored is not None:  # a network's classes are its own, whatever else is set
         own = base.score_classes if base.score_classes in stored.classes.sets else "auto"
         base = dataclasses.replace(base, classes=stored.classes, score_classes=own)
     base = _of_data(dataclasses.replace(base, recipe=recipe), source, target)
-    return Config.from_dict(settings, str(start.config), base)
+    base = _of_classes(base, settings.get("classes"))
+    return _asked(Config.from_dict(settings, str(start.config), base), start)
 
 
 def _of_data(base: Config, source: str | Sequence[str], target: str | None) -> Config:
     """`base` for the data sets named: what it says of its own ones, such as their splits, says nothing of others."""
     others: list[str] = []
-    if source and base.source != ((source,) if isinstance(source, str) else tuple(source)):
+    if source and base.source != (tuple(source) if isinstance(source, list | tuple) else (source,)):
         others += [name for name in OF_EACH_SOURCE if name != "source"]
     if target and target != base.target:
         others += OF_THE_TARGET
     return dataclasses.replace(base, **{name: getattr(Config(), name) for name in others})
+
+
+def _of_classes(base: Config, classes: Any) -> Config:
+    """`base` for the class list named, of which it asks for no score set that is another list's."""
+    with contextlib.suppress(ValueError):  # a list that is none is told of where it is set
+        if classes is not None and base.score_classes not in classes_of(classes).sets:
+            return dataclasses.replace(base, score_classes="auto")
+    return base
+
+
+def _asked(base: Config, start: Start) -> Config:
+    """`base` without what the command line speaks against: a part to score on takes the place of a set apart."""
+    if start.eval_split not in (None, "none"):
+        base = dataclasses.replace(base, **dict.fromkeys(APART))
+    return _of_classes(base, start.classes)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -241,7 +261,7 @@ def _stored(start: Start, checkpoint_name: str) -> Config | None:
         return Config.from_dict(released if settings is None else settings, str(start.checkpoint))
     if start.stage == "2" and start.stage1 is not None:
         # Stage 2 repeats stage 1 with pseudo labels added: its settings are the ones to repeat.
-        first = checkpoint.load(checkpoint.resolve(Path(start.stage1), "best.pt"))
+        first = checkpoint.load(checkpoint.resolve(Path(start.stage1), "best.pt", stage=1))
         return Config.from_dict(first["config"], start.stage1) if "config" in first else None
     return None
 
@@ -261,9 +281,9 @@ def _begun(path: Path) -> Config:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: must be YAML, got {' '.join(str(error).split())}") from error
+        loaded = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must be a readable YAML file, got {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: must hold a mapping of settings, got {type(loaded).__name__}")
     settings = flattened(loaded, str(path))

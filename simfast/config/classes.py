@@ -294,9 +294,8 @@ def _colour(value: Any, where: str) -> RGB:
             pass
     fits = isinstance(value, list | tuple) and len(value) == 3
     if not fits or any(type(part) is not int or not 0 <= part <= 255 for part in value):
-        raise ValueError(
-            f'{where}: must be red, green and blue in 0-255, as [128, 64, 128] or "#804080", got {value!r}'
-        )
+        came = "nothing (what follows a # without quotes is a comment)" if value is None else repr(value)
+        raise ValueError(f'{where}: must be red, green and blue in 0-255, as [128, 64, 128] or "#804080", got {came}')
     return tuple(value)
 
 

@@ -35,7 +35,8 @@ class Run:
     deterministic: bool = True
     """Same seed, same bits, also on a GPU."""
     stage1: Path | None = None
-    """For stage 2: the run folder of stage 1 (its best checkpoint) or a checkpoint, which makes the pseudo labels."""
+    """For stage 2: the run folder of stage 1 or of both (stage 1's best checkpoint) or a checkpoint, which makes the
+    pseudo labels."""
     pseudo_labels: Path | None = None
     """For stage 2: folder of pseudo labels; used if complete, else made there from --stage1. Default:
     OUT/pseudo-labels."""

@@ -6,8 +6,17 @@ from typing import Any
 import yaml
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML without a key that stands twice, of which the last would quietly count."""
+class _Plain(yaml.SafeLoader):
+    """YAML without what would quietly be something else: a key that stands twice, of which the last would count, and
+    whole numbers that are not what they look like, as 010 is 8 and 1:30 is 90."""
+
+    def construct_yaml_int(self, node):
+        value, text = super().construct_yaml_int(node), self.construct_scalar(node)
+        digits = text.lstrip("+-").replace("_", "").lower()
+        if not digits.startswith(("0x", "0b")) and not (digits.isdigit() and int(digits) == abs(value)):
+            problem = f"{text}, which YAML takes for {value}: it must be written as a decimal number without 0 in front"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return value
 
     def construct_mapping(self, node, deep=False):
         keys = [str(key.value) for key, _ in node.value]
@@ -16,14 +25,17 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_yaml_int)
+
+
 def read_yaml(text: str) -> Any:
     """What a YAML file of a user's holds, in plain values.
 
     Raises:
-        ValueError: it is none, or a key stands twice.
+        ValueError: it is none, a key stands twice, or a number is not what it looks like.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, _Plain)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
 

@@ -135,7 +135,7 @@ def open_cached(
         unfinished = " unfinished and" if (cache / part_name(description)).is_dir() else ""
         raise ValueError(
             f"{cache / part_name(description)}: must be a prepared part, got it{unfinished} not among what is there "
-            f"({there}); run `simfast prepare` with the same settings"
+            f"({there}); run `simfast prepare` with the same settings, or read the files with --cache None"
         )
     index = read_index(part)
     if files is not None:

@@ -21,7 +21,17 @@ def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def source_parts(config: Config) -> list[str]:
-    """The parts that are a source each, in the order of the settings."""
+    """The parts that are a source each, in the order of the settings.
+
+    Raises:
+        ValueError: two of them are the same files.
+    """
+    files = [source._replace(share=1) for source in config.sources]
+    for source in files:
+        if files.count(source) > 1:
+            place = "" if source.root is None else f" in {source.root}"
+            rule = "must be data sets that differ in --source-root, --source-split or --source-images"
+            raise ValueError(f"source: {rule}, got {source.name}{place} twice; --source-share says how much of each")
     return ["source", *(f"source {number}" for number in range(2, len(config.source) + 1))]
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from simfast.config.classes import Classes
 from simfast.data.classes import palette
 from simfast.data.pictures import IMAGE_SUFFIXES, read_image
+from simfast.data.predictions import HEADER, KINDS, LIST_FILE, is_own_list, is_prediction
 from simfast.inference.evaluate import full_size_labels
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
@@ -26,9 +27,6 @@ from simfast.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 32
-KINDS = ("labels", "colour", "overlay")
-LIST_FILE = "classes.yaml"
-HEADER = "# What the ids in labels/ are, as `simfast predict` wrote them. With --classes, this file reads them.\n"
 
 
 class Skipped(NamedTuple):
@@ -72,7 +70,7 @@ def predict(
         model: images -> (features, logits), on device; put into eval mode, and back as it was.
         convention: the input the network expects, "bgr" or "rgb".
         inputs: pictures, and folders that are searched with their sub-folders, which the output keeps; hidden files
-            and this function's own output in OUT are passed over.
+            and what this function has written, in OUT and elsewhere, are passed over.
         out: the folder to write to.
         classes: the network's.
         target_size: width and height of target images in training; its area is what the network is given.
@@ -95,7 +93,7 @@ def predict(
         raise ValueError(f"size: must be at least {SMALLEST_SIDE} x {SMALLEST_SIDE}, got {size}")
     names = _output_names([inputs] if isinstance(inputs, str | Path) else inputs, Path(out))
     ids, colours, legend = _ids(classes, label_ids), palette(classes), Path(out) / LIST_FILE
-    if legend.exists() and not legend.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
+    if legend.exists() and not is_own_list(legend):
         raise ValueError(f"{legend}: would be overwritten by the list of what the labels are; choose another folder")
     skipped: list[Skipped] = []
 
@@ -168,7 +166,8 @@ def _pictures(folder: Path, out: Path) -> list[Path]:
     own = {(out / kind).resolve() for kind in KINDS}
     found = []
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if f[0] != "." and (Path(root) / f).resolve() not in own)
+        below = {f: Path(root) / f for f in sorted(folders) if f[0] != "."}
+        folders[:] = [f for f, path in below.items() if path.resolve() not in own and not is_prediction(path)]
         found += [Path(root) / f for f in sorted(files) if f[0] != "." and f.lower().endswith(IMAGE_SUFFIXES)]
     return found
 

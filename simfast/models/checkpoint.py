@@ -54,12 +54,21 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path}: {rule}, got {type(error).__name__}") from error
 
 
-def resolve(path: Path, name: str = "last.pt") -> Path:
-    """The checkpoint meant: the file itself, or the one of that name in a run folder; of both stages, the second's."""
+def resolve(path: Path, name: str = "last.pt", stage: int = 2) -> Path:
+    """The checkpoint meant: the file itself, or the one of that name in a run folder; of both stages, that of `stage`.
+
+    It may be missing: `missing` says so.
+    """
     if not path.is_dir():
         return path
-    second = path / "stage2" / name
-    return second if second.is_file() else path / name
+    of_stage = path / f"stage{stage}" / name
+    return of_stage if of_stage.is_file() else path / name
+
+
+def missing(path: Path) -> str:
+    """What came in place of the checkpoint `path`, for an error: none, or perhaps stage 1's alone."""
+    first = path.parent / "stage1"
+    return f"no {path}" + (f" (of its stages {first} alone has one)" if (first / path.name).is_file() else "")
 
 
 def random_state() -> dict[str, Any]:

@@ -166,7 +166,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     """
     path = checkpoint.resolve(Path(path), "best.pt")
     if not path.is_file():
-        raise FileNotFoundError(f"load_weights: path must be a file or a run folder, got no {path}")
+        raise FileNotFoundError(f"load_weights: path must be a file or a run folder, got {checkpoint.missing(path)}")
     content = checkpoint.read(path)
     outer = content if isinstance(content, Mapping) else {}
     inner = outer.get("model", outer.get("state_dict"))

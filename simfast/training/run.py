@@ -52,6 +52,8 @@ def run(config: Config) -> dict[str, Any]:
         ValueError, OSError: bad settings or data.
         SystemExit: a signal (128 + its number); a checkpoint is saved first.
     """
+    if config.resume is None:
+        _require_used(config)
     try:
         with distributed.joined(pick_device(config.device)) as device, run_folder(config) as folder:
             return (both_stages if config.stage == "all" else train)(config, device, folder)
@@ -59,6 +61,18 @@ def run(config: Config) -> dict[str, Any]:
         if distributed.size() > 1:
             raise type(error)(f"rank {distributed.rank()}: {error}") from error
         raise
+
+
+def _require_used(config: Config) -> None:
+    """
+    Raises:
+        ValueError: something that stage 2 alone would begin from is given, and another stage is asked for.
+    """
+    given = {"stage1": config.stage != 2 and config.stage1, "pseudo_labels": config.stage == 1 and config.pseudo_labels}
+    for name, value in given.items():
+        if value:
+            remedy = f"give --stage 2, or --{name.replace('_', '-')} None"
+            raise ValueError(f"{name}: must not be given with --stage {config.stage}, got {value}; {remedy}")
 
 
 def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
         raise ValueError(
             f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}; give --stage1 to make it"
         )
-    restored = restore_model(checkpoint.resolve(config.stage1, "best.pt"), classes=config.classes, device=device)
+    path = checkpoint.resolve(config.stage1, "best.pt", stage=1)
+    restored = restore_model(path, classes=config.classes, device=device)
     try:
         label_target(config, restored, folder, device)
     except SystemExit:

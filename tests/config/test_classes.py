@@ -105,6 +105,9 @@ def test_what_was_stored_before_there_were_lists_has_cityscapes(tmp_path):
     assert (config.classes, config.score_classes, config.source) == (CITYSCAPES, "13", ("gta5",))
 
 
+NO_QUOTES = "classes:\n  - name: a\n    colour: #804080\n    kind: stuff\n"
+
+
 def swap(old, new):
     return FIVE.replace(old, new, 1)
 
@@ -122,8 +125,11 @@ def swap(old, new):
         (swap("kind: stuff", "kind: staff"), r"class 0 \(ground\): kind: must be stuff or thing, got 'staff'"),
         (swap("name: ground", "name: no"), r"class 0: name: must be text .* got False"),
         (swap("#804080", "#80408"), r"class 0 .* colour: must be red, green and blue .*, got .#80408"),
+        (NO_QUOTES, r"class 0 \(a\): colour: must be .*, got nothing \(what follows a # without quotes is a comment"),
         (swap("name: ground", "name: ignore"), r"class 0 \(ignore\): name: must not be what id maps call don't care"),
         (swap("ids: [7, 8]", "ids: [7], ids: [8]"), "must be a readable YAML file, got the key ids twice in"),
+        (swap("[7, 8]", "[7, 010]"), "must be a readable YAML file, got 010, which YAML takes for 8"),
+        (swap("[7, 8]", "[1:30]"), "must be a readable YAML file, got 1:30, which YAML takes for 90"),
         (swap("ignore: {ids: [0], colours: [[0, 0, 0]]}", "ignore: 0"), "ignore: must be a mapping .*, got int 0"),
         ('title: "a\\nb"\n' + FIVE, r"title: must be text on one line, got 'a\\nb'"),
         (swap("[7, 8]", "[7, 65536]"), r"class 0 .* ids: must be whole numbers in 0-65535, got 65536"),

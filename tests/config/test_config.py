@@ -219,6 +219,11 @@ def test_the_default_is_the_paper():
         ("step: {lr: 1}\nlr: 2", "settings.yaml: lr must be given once, got 1 and 2"),
         ("lambda-ci: 1\nlambda_ci: 2", "settings.yaml: lambda_ci must be given once, got 1 and 2"),
         ("step: 3", "settings.yaml: step must be a mapping of settings, got 3"),
+        ("preset: [gta5]", r"preset: must be one of auto, .* got \['gta5'\]"),
+        ("recipe: {paper: 1}", r"recipe: must be one of paper, released, got \{'paper': 1\}"),
+        ("source: 3", "settings.yaml: source.0: .*'gta5'.* got 3"),
+        ("lr: 1\nlr: 2", "settings.yaml: must be a readable YAML file, got the key lr twice"),
+        ("seed: 010", "settings.yaml: must be a readable YAML file, got 010, which YAML takes for 8"),
         ("- 3", "settings.yaml: must hold a mapping of settings, got list"),
         ("resume: x", "settings.yaml: resume belongs on the command line"),
     ],
@@ -228,6 +233,12 @@ def test_a_bad_settings_file_is_named_with_the_key(yaml_text, message, tmp_path)
     file.write_text(yaml_text)
     with pytest.raises(ValueError, match=message):
         settings_of(["--config", str(file)])
+
+
+def test_a_settings_file_in_another_coding_is_named(tmp_path):
+    (tmp_path / "settings.yaml").write_bytes("out: Straße".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"settings\.yaml: must be a readable YAML file, got 'utf-8' codec"):
+        settings_of(["--config", str(tmp_path / "settings.yaml")])
 
 
 def test_a_missing_settings_file_is_named():

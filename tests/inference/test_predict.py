@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from simfast.config.classes import CITYSCAPES, classes_of
+from simfast.data import open_dataset
 from simfast.data.classes import coding_of, palette
 from simfast.data.folder import open_pairs
 from simfast.data.loader import evaluation_loader
@@ -183,6 +184,18 @@ def test_output_beside_the_pictures_is_not_taken_for_input(tmp_path):
     for _ in range(2):
         predict(Brightness(), "rgb", tmp_path, tmp_path, target_size=(32, 32))
         assert files_of(tmp_path) == ["a.png", "classes.yaml", "colour/a.png", "labels/a.png", "overlay/a.png"]
+
+
+def test_what_was_predicted_among_photographs_is_no_photograph(tmp_path):
+    for name in ("a.png", "colour/b.png"):  # a folder of that name may be a user's own
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(0, 40, 40)).save(tmp_path / name)
+    predict(Brightness(), "rgb", tmp_path, tmp_path / "predictions", target_size=(32, 32))
+    predict(Brightness(), "rgb", tmp_path, tmp_path / "again", target_size=(32, 32))
+    assert files_of(tmp_path / "again/labels") == ["a.png", "colour/b.png"]
+    photos = open_dataset("folder", tmp_path, "train", (32, 32), labelled=False)
+    assert photos.names == ["a", "colour/b"]
+    assert f"{tmp_path}: folders of predictions are passed over (6, such as again/colour)" in photos.passed_over
 
 
 def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):

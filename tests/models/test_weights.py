@@ -1,6 +1,7 @@
 """Loading of weights: every kind of file, every silent miss, and the input conventions."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from simfast.config import Config
 from simfast.config.classes import CITYSCAPES, classes_of
 from simfast.models import deeplab_v2, load_weights, normalise, restore_model
+from simfast.models.weights import read_weights
 
 VGG16_CHANNELS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
 VGG16_CHANNELS |= {17: (256, 512), **dict.fromkeys((19, 21, 24, 26, 28), (512, 512))}
@@ -271,6 +273,14 @@ def test_a_file_that_is_no_weights_file_is_named(tmp_path):
         load_weights(model, saved(tmp_path, torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="convention must be one of bgr, rgb, got 'RGB'"):
         load_weights(model, text, "RGB")
+
+
+def test_of_both_stages_the_second_is_meant_and_a_first_one_alone_is_named(tmp_path):
+    (tmp_path / "stage1").mkdir()
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "stage1" / "best.pt")
+    message = f"got no {tmp_path / 'best.pt'} (of its stages {tmp_path / 'stage1'} alone has one)"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        read_weights(tmp_path)
 
 
 def test_normalise_equals_numpy():

@@ -79,6 +79,8 @@ def test_both_stages_from_one_command_equal_the_two_made_one_by_one(settings, tm
     assert apart["row"] == "aa+sim+ssl"
     apart = train(["--resume", str(tmp_path / "second"), "--steps", "2"])
     assert together["stage2"]["last"] == apart["last"]
+    again = ["--stage", "2", "--stage1", str(tmp_path / "all"), "--out", str(tmp_path / "again")]
+    assert train(again)["last"] == apart["last"]  # of a run of both stages, the first's network and settings
     first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("all/stage2", "second"))
     for state in (first, second):
         del state["config"], state["seconds"]
@@ -103,6 +105,14 @@ def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_
     assert checkpoint.resolve(out, "best.pt") == out / "stage2" / "best.pt"
     with pytest.raises(SystemExit, match="steps: a resumed run keeps its settings"):
         train(["--resume", str(out), "--steps", "2"])
+
+
+@pytest.mark.parametrize("given", ["--stage1 x", "--stage1 x --stage all", "--pseudo-labels x"])
+def test_what_stage_2_begins_from_is_refused_by_another_stage(given, settings, tmp_path):
+    name, stage = given.split()[0].removeprefix("--").replace("-", "_"), "all" if "all" in given else "1"
+    with pytest.raises(SystemExit, match=rf"{name}: must not be given with --stage {stage}, got x; give --stage 2, or"):
+        train(arguments(settings, tmp_path / "run", "--steps", 1, *given.split()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_part_that_nothing_was_chosen_on_is_scored_at_the_end(settings, tmp_path, capsys):

@@ -1,0 +1,68 @@
+"""Where a command's settings start from, and what the command line leaves of that."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from simfast.cli.commands import COMMANDS
+from simfast.cli.parse import parse
+from simfast.config.classes import classes_of
+from simfast.config.presets import PRESETS
+from simfast.models import checkpoint
+
+APART = ("few/images", "few/labels")
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A run's checkpoint whose photographs are scored on a set apart, and its settings as a file."""
+    config = dataclasses.replace(
+        PRESETS["streets"],
+        target="folder",
+        target_root=Path("mine"),
+        eval_split="none",
+        eval_images=Path(APART[0]),
+        eval_labels=APART[1],
+    )
+    checkpoint.save(tmp_path / "best.pt", {"config": config.to_dict(), "model": {"layer.weight": torch.zeros(2)}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.portable()))
+    return tmp_path
+
+
+def test_a_set_apart_is_that_of_its_target_and_gives_way_to_a_part_that_is_named(stored):
+    def scored(command, *arguments):
+        config = parse([command, *map(str, arguments)], COMMANDS).config
+        return (config.eval_images and str(config.eval_images), config.eval_labels), config.eval_split
+
+    run, file = ("evaluate", stored), ("check-data", "--config", stored / "config.yaml")
+    stage2 = ("train", "--stage", "2", "--stage1", stored)
+    for start in (run, file, stage2):
+        assert scored(*start) == (APART, "none")
+        assert scored(*start, "--eval-split", "none") == (APART, "none")
+        assert scored(*start, "--eval-split", "val") == ((None, None), "val")
+        own = ("--eval-split", "val", "--eval-images", "x", "--eval-labels", "y")
+        assert scored(*start, *own) == (("x", "y"), "val")
+    for start in (run, stage2):
+        assert scored(*start, "--target", "folder", "--target-root", "moved") == (APART, "none")
+        assert scored(*start, "--target", "camvid") == ((None, None), "val")
+
+
+def test_a_presets_score_set_is_that_of_its_class_list(tmp_path):
+    def score_classes(*arguments):
+        return parse(["train", *map(str, arguments)], COMMANDS).config.score_classes
+
+    three = [{"name": name, "colour": [i, 0, 0], "kind": "stuff"} for i, name in enumerate("abc")]
+    mine, copy, settings = (tmp_path / name for name in ("mine.yaml", "copy.yaml", "settings.yaml"))
+    mine.write_text(yaml.safe_dump({"classes": three, "score_sets": {"two": ["a", "b"]}}))
+    copy.write_text(classes_of("cityscapes").text())
+    settings.write_text(f"preset: synthia\nclasses: {mine}\n")
+    synthia = ("--preset", "synthia", "--classes")
+    assert score_classes(*synthia, mine) == "auto"
+    assert score_classes(*synthia, mine, "--score-classes", "two") == "two"
+    assert score_classes(*synthia, copy) == "13"
+    assert score_classes("--config", settings) == "auto"
+    with pytest.raises(ValueError, match="score_classes: must be one of auto, two with the classes mine, got '13'"):
+        score_classes(*synthia, mine, "--score-classes", "13")
