@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -263,30 +262,6 @@ def test_a_bad_value_is_told_once(capsys):
 def test_a_checkpoint_is_found_behind_the_options_too(run, capsys):
     # Its settings are the starting point.
     assert parse(["evaluate", "--workers", "3", str(run[0])], COMMANDS).config.arch == "resnet18"
-
-
-def test_what_a_preset_says_of_its_data_says_nothing_of_others(run, tmp_path):
-    def settings_of(*arguments):
-        config = parse(["check-data", *map(str, arguments)], COMMANDS).config
-        return config.source_split, config.eval_split, config.report_split
-
-    streets = ["--preset", "streets"]
-    assert settings_of(*streets) == (("source",), "test", None)
-    assert settings_of(*streets, "--source", "folder") == (("train",), "test", None)
-    assert settings_of(*streets, "--source", "folder", "--source", "streets") == (("train",), "test", None)
-    assert settings_of(*streets, "--source", "streets", "--target", "folder") == (("source",), "val", None)
-    assert settings_of(*streets, "--target", "folder", "--eval-split", "none") == (("source",), "none", None)
-    assert settings_of("--preset", "camvid", "--target", "folder") == (("train",), "val", None)
-    assert settings_of("--preset", "camvid", "--source", "streets") == (("train",), "val", "test")
-    (tmp_path / "my.yaml").write_text("preset: streets\nsource: folder\ntarget: folder\neval_split: held\n")
-    assert settings_of("--config", tmp_path / "my.yaml") == (("train",), "held", None)
-    assert settings_of("--config", tmp_path / "my.yaml", "--target", "camvid") == (("train",), "held", None)
-    state = torch.load(run[0] / "best.pt", weights_only=True)
-    state["config"] |= {"target": "folder", "target_root": "mine", "eval_split": "held"}
-    torch.save(state, tmp_path / "best.pt")
-    for target, expected in (("folder", ("held", Path("mine"))), ("camvid", ("val", None))):
-        config = parse(["evaluate", str(tmp_path), "--target", target], COMMANDS).config
-        assert (config.eval_split, config.target_root) == expected
 
 
 def test_classes_of_what_is_no_run_says_so(tmp_path):

@@ -32,6 +32,27 @@ def stored(tmp_path):
     return tmp_path
 
 
+def test_what_a_preset_says_of_its_data_says_nothing_of_others(stored, tmp_path):
+    def settings_of(*arguments):
+        config = parse(["check-data", *map(str, arguments)], COMMANDS).config
+        return config.source_split, config.eval_split, config.report_split
+
+    streets = ["--preset", "streets"]
+    assert settings_of(*streets) == (("source",), "test", None)
+    assert settings_of(*streets, "--source", "folder") == (("train",), "test", None)
+    assert settings_of(*streets, "--source", "folder", "--source", "streets") == (("train",), "test", None)
+    assert settings_of(*streets, "--source", "streets", "--target", "folder") == (("source",), "val", None)
+    assert settings_of(*streets, "--target", "folder", "--eval-split", "none") == (("source",), "none", None)
+    assert settings_of("--preset", "camvid", "--target", "folder") == (("train",), "val", None)
+    assert settings_of("--preset", "camvid", "--source", "streets") == (("train",), "val", "test")
+    (tmp_path / "my.yaml").write_text("preset: streets\nsource: folder\ntarget: folder\neval_split: held\n")
+    assert settings_of("--config", tmp_path / "my.yaml") == (("train",), "held", None)
+    assert settings_of("--config", tmp_path / "my.yaml", "--target", "camvid") == (("train",), "held", None)
+    for target, expected in (("folder", ("none", Path("mine"))), ("camvid", ("val", None))):
+        config = parse(["evaluate", str(stored), "--target", target], COMMANDS).config
+        assert (config.eval_split, config.target_root) == expected
+
+
 def test_a_set_apart_is_that_of_its_target_and_gives_way_to_a_part_that_is_named(stored):
     def scored(command, *arguments):
         config = parse([command, *map(str, arguments)], COMMANDS).config
