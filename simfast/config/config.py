@@ -62,7 +62,9 @@ class Config(Step, Matching, Losses, Model, Data, Run):
             _require(min(getattr(self, name)) >= 32, name, "must be at least 32 x 32", getattr(self, name))
         for name in OF_EACH_SOURCE:
             rule = f"must be one, or one for each source ({len(self.source)})"
-            _require(len(getattr(self, name)) in {1, len(self.source)}, name, rule, getattr(self, name))
+            own = getattr(self, name)
+            came = [str(value) if isinstance(value, Path) else value for value in own]
+            _require(len(own) in {1, len(self.source)}, name, rule, came)
         _require(min(self.source_share) >= 1, "source_share", "must be whole numbers from 1 on", self.source_share)
         if (self.eval_images is None) != (self.eval_labels is None):
             given, missing = ("images", "labels") if self.eval_labels is None else ("labels", "images")

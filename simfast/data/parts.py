@@ -89,10 +89,9 @@ def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> D
 
 
 def held_out_name(config: Config) -> str:
-    """The held-out part, as a reader knows it."""
-    if config.eval_images is None:
-        return f"{config.target} {config.eval_split}"
-    return str(config.eval_images)
+    """The held-out part, as a reader knows it; with the id map that its labels are read by, where one is set."""
+    name = f"{config.target} {config.eval_split}" if config.eval_images is None else str(config.eval_images)
+    return name if config.target_ids is None else f"{name}, labels read by {config.target_ids}"
 
 
 def open_source(config: Config) -> Dataset | Mixture:

@@ -124,7 +124,8 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     if first > config.steps:
         raise ValueError(f"steps: must be at least {first}, where {config.resume} is, got {config.steps}")
     what = f"stage {config.stage}, preset {config.preset}, {config.recipe} recipe, seed {config.seed}"
-    log.info("%s: %s, steps %d to %d", config.row, what, first + 1, config.steps)
+    steps = f"steps {first + 1} to {config.steps}" if first < config.steps else f"all {first} steps are done"
+    log.info("%s: %s, %s", config.row, what, steps)
     pseudo_labels = distributed.on_lead(find_pseudo_labels, config, device, out) if config.stage == 2 else None
     loader, labelled, looks = open_data(config, device, first, pseudo_labels)
     report = None if config.report_split is None else open_part(config, "report")  # what is missing shows now

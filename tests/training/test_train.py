@@ -138,6 +138,9 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(settings, tmp_path):
     assert 1000 < state.pop("seconds") <= second["seconds"]
     checkpoint.save(tmp_path / "last.pt", state)  # as an older one
     assert train(["--resume", str(tmp_path), "--steps", "3"])["seconds"] < 60
+    assert ", steps 3 to 3" in (tmp_path / "log.txt").read_text()
+    train(["--resume", str(tmp_path)])
+    assert ", all 3 steps are done" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.slow
