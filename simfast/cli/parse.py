@@ -39,8 +39,8 @@ CLASSES = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
-# What is said of the target, and of no other data set.
 APART = ("eval_images", "eval_labels")
+# What is said of the target, and of no other data set.
 OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", *APART, "report_split")
 
 
@@ -127,8 +127,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
     base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
     if stored is not None:  # a network's classes are its own, whatever else is set
-        own = base.score_classes if base.score_classes in stored.classes.sets else "auto"
-        base = dataclasses.replace(base, classes=stored.classes, score_classes=own)
+        base = dataclasses.replace(_of_classes(base, stored.classes), classes=stored.classes)
     base = _of_data(dataclasses.replace(base, recipe=recipe), source, target)
     base = _of_classes(base, settings.get("classes"))
     return _asked(Config.from_dict(settings, str(start.config), base), start)

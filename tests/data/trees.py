@@ -1,10 +1,12 @@
-"""Folder trees as GTA5, SYNTHIA and Cityscapes are released, in small: names and encodings are theirs."""
+"""Folders of a user's, and folder trees as GTA5, SYNTHIA and Cityscapes are released, in small: names and encodings are
+theirs."""
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from simfast.config.classes import CITYSCAPES
+from simfast.data import open_dataset
 from simfast.data.classes import palette
 
 
@@ -68,3 +70,25 @@ def make_cityscapes(root, splits=("train", "val"), ids=(7, 8, 33), count=2, size
                     save(root / f"gtFine/{stem}_gtFine_instanceIds.png", ids_map(ids, size).astype(np.uint16))
                     save(root / f"gtFine/{stem}_gtFine_color.png", picture(i, size))
     return root
+
+
+def pictures(root, *files):
+    """Pictures of noise, each its own, under these paths."""
+    for number, file in enumerate(files):
+        save(root / file, picture(number))
+
+
+def label_maps(root, *files, ids=(1, 2)):
+    for file in files:
+        save(root / file, ids_map(ids))
+
+
+def opened(root, split="train", **options):
+    return open_dataset("folder", root, split, (20, 14), **options)
+
+
+def paths(data, root):
+    """Images and label maps as paths under the root."""
+    return [
+        tuple(file.relative_to(root).as_posix() for file in pair) for pair in zip(data.images, data.labels, strict=True)
+    ]
