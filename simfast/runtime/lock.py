@@ -1,0 +1,70 @@
+"""One program at a time in a folder."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = ".lock"
+# A lock of a file is the process's: it would not keep another thread of ours out.
+_ours: set[tuple[int, Path]] = set()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Context of a program that writes into a folder, in which no other one does so. However the process dies, the
+    folder is free again; its worker processes do not hold it.
+
+    Args:
+        folder: which is there.
+        what: the setting that names it, for the error.
+
+    Raises:
+        ValueError: another program, or another part of this one, is in it; says which.
+        OSError: the folder cannot be written to.
+    """
+    path = Path(os.path.realpath(folder)) / NAME
+    key = (os.getpid(), path)
+    if key in _ours:
+        raise ValueError(f"{what}: {folder} must be used by one program at a time, got another part of this one in it")
+    # POSIX locks: those of flock would go on in forked workers that outlive this process.
+    number = _opened(path, folder, what)
+    _ours.add(key)
+    try:
+        yield
+    finally:
+        _ours.discard(key)
+        path.unlink(missing_ok=True)
+        os.close(number)
+
+
+def _opened(path: Path, folder: Path, what: str) -> int:
+    """A descriptor of the lock's file, which is ours from now on until it is closed."""
+    while True:
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, number):
+                who = {"process": os.getpid(), "machine": socket.gethostname()}
+                os.ftruncate(number, 0)
+                os.write(number, json.dumps(who).encode())
+                return number
+        except BlockingIOError:
+            who = os.read(number, 1000).decode(errors="replace").strip() or "it does not say which"
+            os.close(number)
+            rule = "must be used by one program at a time"
+            raise ValueError(f"{what}: {folder} {rule}, got one in it ({who}); wait for its end") from None
+        except BaseException:
+            os.close(number)
+            raise
+        os.close(number)  # whoever had it before has just removed it
+
+
+def _is_still(path: Path, number: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(number))
+    except FileNotFoundError:
+        return False

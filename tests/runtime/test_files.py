@@ -1,0 +1,117 @@
+"""Files are whole or not there, and one program at a time is in a folder."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from simfast.runtime.files import replacing, unfinished, write_text
+from simfast.runtime.lock import locked
+
+
+def test_an_error_leaves_the_file_as_it_was_and_nothing_else(tmp_path):
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+    with pytest.raises(KeyError), replacing(path) as file:
+        file.write({}["half"])
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_file_and_folder_are_on_the_disk_before_it_is_over(tmp_path, monkeypatch):
+    done, real = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(os.readlink(f"/proc/self/fd/{number}")))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("renamed"), real(old, new)))
+    write_text(tmp_path / "a", "text")
+    assert done == [str(tmp_path / "a.part"), "renamed", str(tmp_path)]
+
+
+def test_a_full_disk_is_named_whatever_a_library_makes_of_it(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    (tmp_path / "x.part").symlink_to("/dev/full")
+
+    def save(file):
+        try:
+            file.write(bytes(2**20))
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0") from None
+
+    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "x") as file:
+        save(file)
+    assert str(tmp_path / "x") in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_stays_and_the_file_behind_it_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "file").read_text() == "text"
+
+
+def test_what_is_no_regular_file_is_written_to_directly(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    found = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "text")
+    reader.join()
+    assert found == ["text"]
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    write_text(tmp_path / ("x" * 255), "text")
+    assert os.listdir(tmp_path) == ["x" * 255]
+    assert unfinished(tmp_path / ("x" * 255)) != unfinished(tmp_path / ("x" * 254 + "y"))
+
+
+HOLDER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from simfast.runtime.lock import locked
+with locked(Path(sys.argv[1]), "out"):
+    if sys.argv[2:]:  # a worker that outlives its parent
+        multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder, *more):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder), *more], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "in\n"
+    return process
+
+
+def test_a_second_program_is_told_which_one_is_in_the_folder(tmp_path):
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(ValueError, match=f"^out: .*{tmp_path.name}.*{process.pid}"), locked(tmp_path, "out"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_lock_dies_with_its_process_and_no_worker_holds_it(tmp_path):
+    process = holder(tmp_path, "worker")
+    process.kill()
+    process.wait()
+    with locked(tmp_path, "out"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_threads_do_not_share_a_folder(tmp_path):
+    with locked(tmp_path, "out"):
+        with pytest.raises(ValueError, match="another part of this one"), locked(tmp_path, "cache"):
+            pass
+        with pytest.raises(ValueError, match="another part of this one"), locked(tmp_path, "cache"):
+            pass
+    with locked(tmp_path, "out"):
+        pass
