@@ -47,7 +47,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
             sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error counts
+            temporary.unlink()
         raise
 
 
