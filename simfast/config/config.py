@@ -91,7 +91,7 @@ class Config(Step, Matching, Losses, Model, Data, Run):
         _require(0 <= self.momentum < 1, "momentum", "must be in [0, 1)", self.momentum)
         _require(not self.nesterov or self.momentum > 0, "momentum", "must be positive for nesterov", self.momentum)
         _require(
-            len(self.head_dilations) > 0 and min(self.head_dilations) >= 1,
+            self.head_dilations is None or (len(self.head_dilations) > 0 and min(self.head_dilations) >= 1),
             "head_dilations",
             "must be positive",
             self.head_dilations,

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from simfast.models.formats import described
 from simfast.runtime.files import checksum, replacing, unfinished
 
 FORMAT = "simfast"
@@ -70,7 +71,7 @@ def read(path: Path) -> Any:
         except Exception as error:  # torch has no one exception for a file it cannot read
             # Not its text, which advises to trust the file.
             rule = "must be a whole file of torch.save with nothing but tensors and plain values"
-            raise ValueError(f"{path}: {rule}, got {type(error).__name__}") from error
+            raise ValueError(f"{path}: {rule}, got {described(path, error)}") from error
 
 
 def _require_undamaged(path: Path, file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """The networks of a run, put together as its settings say."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ import torch
 from simfast import ops
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
-from simfast.models.deeplab import deeplab_v2
+from simfast.models.deeplab import HEAD_DILATIONS, DeepLabV2, deeplab_v2
 from simfast.models.discriminator import Discriminator
-from simfast.models.weights import load_weights
+from simfast.models.weights import load_weights, told
+from simfast.models.weights_file import read_weights
 from simfast.runtime import distributed
 from simfast.training.modes import resolve_precision
 from simfast.training.step import Trainer
@@ -20,11 +22,20 @@ log = logging.getLogger("simfast")
 
 def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:
     """The networks that the method needs with their optimisers, from initial weights or from a checkpoint."""
-    model = deeplab_v2(config.arch, len(config.classes), config.head_dilations, config.batch_norm)
     convention = None if config.convention == "auto" else config.convention
+    style = None if config.resnet_style == "auto" else config.resnet_style
     if config.weights and not resumed:
-        convention = load_weights(model, config.weights, convention, classes=config.classes).convention
-    elif not resumed and not config.preset.startswith("streets") and config.preset != "auto":
+        file = read_weights(config.weights, config.ema)
+        asked = {"convention": convention, "classes": config.classes, "resnet_style": style}
+        asked |= {"head_dilations": config.head_dilations}
+        found = told(file, config.arch, len(config.classes), **asked)
+        model = _new_model(config, found.head_dilations, found.resnet_style)
+        convention = load_weights(model, file, **asked).convention
+    else:
+        begun = (resumed or {}).get("network", {})  # older checkpoints have none
+        head_dilations = begun.get("head_dilations") or config.head_dilations or HEAD_DILATIONS
+        model = _new_model(config, head_dilations, begun.get("resnet_style") or style or "caffe")
+    if not config.weights and not resumed and not config.preset.startswith("streets") and config.preset != "auto":
         # Those presets have the paper's rates, which are for a pretrained backbone.
         log.warning(
             "weights: none given, the network starts from random values; the paper's rows start from ImageNet's"
@@ -35,6 +46,10 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
     if resumed:
         trainer.load_state_dict(resumed)
     return trainer
+
+
+def _new_model(config: Config, head_dilations: Sequence[int], resnet_style: str) -> DeepLabV2:
+    return deeplab_v2(config.arch, len(config.classes), head_dilations, config.batch_norm, resnet_style)
 
 
 def build_matching(config: Config, num_features: int, device: torch.device) -> StuffInstanceMatching:

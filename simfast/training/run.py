@@ -141,6 +141,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
     def save(step: int, is_best: bool) -> None:
         if lead:
             state = {"step": step, "best": best, "last": last, "config": config.to_dict(), "seconds": seconds()}
+            state |= {"network": trainer.model.settings}  # what "auto" and no head_dilations turned out to be
             state |= {"processes": processes, "random": checkpoint.random_state()}
             for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
                 checkpoint.save(out / name, trainer.state_dict() | state)
