@@ -129,7 +129,7 @@ class Model:
     run folder or checkpoint of simfast. Default: random."""
     ema: bool = False
     """Take the running average of the weights that the file keeps beside them (model_ema, ema_model; of a run with
-    --self-training online, its mean teacher)."""
+    online self-training, its mean teacher)."""
     convention: Literal["auto", "bgr", "rgb"] = "auto"
     """Input the weights expect: BGR minus caffe's mean, or RGB with ImageNet's. auto: what their file tells."""
     head_dilations: tuple[int, ...] | None = None

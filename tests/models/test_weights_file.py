@@ -119,7 +119,7 @@ KINDS = {
     ),
     "arguments": (lambda: torch_saved({"args": argparse.Namespace()}), r"an object of the class argparse\.Namespace"),
     "pickle": (lambda: pickle.dumps(argparse.Namespace()), "a pickle that is no state dict"),
-    "script": (scripted, r"TorchScript|damaged"),
+    "script": (scripted, r"a TorchScript archive"),
     "hdf5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
 }
 
