@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from simfast.runtime.files import LONGEST_NAME
+
 HIDDEN = (".", "@eaDir", "__MACOSX")
 """How the names of hidden files and folders begin; two are what Synology and macOS add, with pictures in them."""
 PassedOver = dict[str, list[Path]]
@@ -48,9 +50,12 @@ def inside(name: str, what: str) -> str:
     """A relative path as it came.
 
     Raises:
-        ValueError: it is empty, absolute or goes upwards, so that it could leave its folder; begins with `what`.
+        ValueError: it is empty, absolute or goes upwards, so that it could leave its folder, or no system has such a
+            name; begins with `what`.
     """
     path = Path(name)
+    if "\0" in name or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{what}: must be names of at most {LONGEST_NAME} bytes without a null byte, got {name!r:.60}")
     if not name or path.is_absolute() or name.startswith("/") or ".." in path.parts:
         raise ValueError(f"{what}: must be a relative path that does not go upwards, got {name!r}")
     return name
