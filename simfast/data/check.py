@@ -59,7 +59,7 @@ def check_part(
     """`check_data` of what `open_dataset` opens by these arguments; what keeps it from opening is a problem too."""
     try:
         dataset = open_dataset(name, root, split, size, complete=False, **options)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return DataReport(0, [str(error)], [])
     return check_data(dataset, workers, part)
 

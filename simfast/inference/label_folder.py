@@ -12,13 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from simfast.data.listing import inside
+from simfast.data.predictions import PROGRESS_FILE, THRESHOLDS_FILE
 from simfast.models import checkpoint
 from simfast.runtime.files import checksum, replacing
 
 log = logging.getLogger("simfast")
 
-THRESHOLDS_FILE = "thresholds.json"
-PROGRESS_FILE = ".progress.pt"
 BEGINNING = b'{\n "images"'
 """Of our thresholds.json."""
 

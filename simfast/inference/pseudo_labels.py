@@ -18,9 +18,8 @@ from torch.utils.data import Dataset, Subset
 
 from simfast.config.classes import IGNORE
 from simfast.data.loader import evaluation_loader
+from simfast.data.predictions import PROGRESS_FILE, THRESHOLDS_FILE
 from simfast.inference.label_folder import (
-    PROGRESS_FILE,
-    THRESHOLDS_FILE,
     begin,
     finished_labels,
     map_checksum,
