@@ -329,7 +329,7 @@ def test_thresholds_of_others_are_left_alone_and_named(tmp_path, content):
 def test_names_in_checksums_lead_nowhere_else(tmp_path, straight, name):
     path = tmp_path / "straight/thresholds.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"checksums": {name: "0"}}))
-    with pytest.raises(ValueError, match="names: must be a (relative )?path"):
+    with pytest.raises(ValueError, match=r"names: must be a (relative )?path"):
         require_labels(tmp_path / "straight", NAMES)
 
 
