@@ -22,6 +22,7 @@ from simfast.models import checkpoint
 from simfast.report.figures import save_curve
 from simfast.report.metrics import Metrics, read_metrics
 from simfast.report.panels import save_panel
+from simfast.report.results import read_result
 from simfast.report.scores import score_row, scores_text
 from simfast.runtime import distributed
 from simfast.runtime.console import StopSignals, in_file
@@ -85,9 +86,9 @@ def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict
     results: dict[str, Any] = {}
     for stage, first in ((1, None), (2, out / "stage1")):
         name = f"stage{stage}"
-        done, last = out / name / "result.json", out / name / "last.pt"
-        if done.exists():
-            results[name] = json.loads(done.read_text())
+        done, last = read_result(out / name / "result.json"), out / name / "last.pt"
+        if done is not None:
+            results[name] = done
             continue
         resume = last if last.exists() else None
         one = dataclasses.replace(config, stage=stage, stage1=first, out=out / name, resume=resume)
