@@ -21,7 +21,7 @@ from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
 from simfast.config.presets import PRESETS, RECIPES
 from simfast.config.settings import GROUPS
-from simfast.config.yaml_text import read_yaml
+from simfast.config.yaml_text import read_mapping
 
 DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM, CVPR 2020).
 
@@ -279,13 +279,7 @@ def _begun(path: Path) -> Config:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        loaded = read_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: must be a readable YAML file, got {error}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: must hold a mapping of settings, got {type(loaded).__name__}")
-    settings = flattened(loaded, str(path))
+    settings = flattened(read_mapping(path), str(path))
     for key in COMMAND_LINE_ONLY & settings.keys():
         raise ValueError(f"{path}: {key} belongs on the command line, got {settings[key]!r}")
     return settings

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from simfast.config import Config
 from simfast.runtime import distributed
-from simfast.runtime.console import set_up_logging
 
 # What a run writes before its first step.
 BEGINNINGS = {"log.txt", "config.yaml", "metrics.jsonl", "tensorboard"}
@@ -71,7 +69,6 @@ def _remove(path: Path, made: list[Path], there: set[str]) -> None:
     new = {entry.name for entry in path.iterdir()} - there
     if not new <= BEGINNINGS:
         return
-    set_up_logging(level=logging.getLogger().level)  # closes the log in the folder
     for name in new:
         shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
     for folder in made:
