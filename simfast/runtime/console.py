@@ -1,8 +1,10 @@
 """How a long run talks to the terminal it was started from, or to the file or pipe in its place."""
 
+import contextlib
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -63,7 +65,7 @@ class Progress(tqdm):
 
 class StopSignals:
     """Context in which Ctrl-C and SIGTERM ask to stop after the current step; one more, a second later or after that,
-    stops at once.
+    stops at once. In a thread beside the main one, where Python lets nobody handle signals, the program around does.
 
     So does a reader of standard output that goes away, as `head` does: as if SIGPIPE, which Python ignores, had asked.
     A run that nobody listens to ends, as every program in a pipe does, but it saves first.
@@ -77,7 +79,12 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self.received: signal.Signals | None = None
         self._outer, StopSignals._innermost = StopSignals._innermost, self
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            # None: one that another program in this process has set, in C, and that Python could not set again.
+            numbers = [number for number in numbers if signal.getsignal(number) is not None]
+            self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
@@ -127,10 +134,68 @@ class WithTimes(logging.Formatter):
         return "\n".join(f"{when} {line}".rstrip() for line in super().format(record).split("\n"))
 
 
-def set_up_logging(file: Path | None = None, level: int = logging.INFO) -> None:
-    """The project's log from a level on, on the terminal and, where a file is given, appended to that with times."""
-    handlers: list[logging.Handler] = [BesideTheBar()]
-    if file:
-        handlers.append(logging.FileHandler(file))
-        handlers[-1].setFormatter(WithTimes())
-    logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
+def on_terminal(level: int = logging.INFO) -> contextlib.AbstractContextManager[None]:
+    """Context of a command, in which the project's log goes to standard output from a level on, and nowhere else but
+    into files of ours: handlers of a program around do not say it once more."""
+    return _said_by(BesideTheBar(level))
+
+
+@contextlib.contextmanager
+def in_file(path: Path | None) -> Iterator[None]:
+    """Context of a run, in which the project's log is appended to a file with times; None: to none. The handlers of a
+    program around get what they would get without."""
+    if path is None:
+        yield
+        return
+    with contextlib.closing(logging.FileHandler(path, encoding="utf-8")) as handler:
+        handler.setLevel(logging.INFO)
+        handler.setFormatter(WithTimes())
+        with _said_by(handler):
+            yield
+
+
+class _Onward(logging.Handler):
+    """What a program around had set up for the project's log before there was a handler of ours."""
+
+    def take(self) -> None:
+        self.before = log.level, log.propagate, log.handlers[:]
+        self.setLevel(log.getEffectiveLevel())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _, propagate, handlers = self.before
+        for handler in handlers:
+            if record.levelno >= handler.level:
+                handler.handle(record)
+        if propagate and log.parent is not None:
+            log.parent.callHandlers(record)
+
+
+_onward, _arranging = _Onward(), threading.Lock()
+_ours: list[logging.Handler] = []
+
+
+@contextlib.contextmanager
+def _said_by(handler: logging.Handler) -> Iterator[None]:
+    """Context in which a handler of ours is on the project's log; at the end of the last one, the log is as it was."""
+    with _arranging:
+        if not _ours:
+            _onward.take()
+        _ours.append(handler)
+        _arrange()
+    try:
+        yield
+    finally:
+        with _arranging:
+            _ours.remove(handler)
+            _arrange()
+
+
+def _arrange() -> None:
+    level, propagate, handlers = _onward.before
+    if _ours:
+        apart = any(isinstance(one, BesideTheBar) for one in _ours)
+        handlers = [*_ours] if apart else [*_ours, _onward]
+        level, propagate = min(one.level for one in handlers), False
+    log.handlers[:] = handlers
+    log.propagate = propagate
+    log.setLevel(level)

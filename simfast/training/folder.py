@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from simfast.config import Config
 from simfast.runtime import distributed
-from simfast.runtime.console import set_up_logging
 from simfast.runtime.lock import NAME as LOCK
 from simfast.runtime.lock import locked
 
@@ -89,7 +87,6 @@ def _remove(path: Path, there: set[str]) -> None:
     new = {entry.name for entry in path.iterdir()} - there
     if not new <= BEGINNINGS:
         return
-    set_up_logging(level=logging.getLogger().level)  # closes the log in the folder
     for name in new:
         shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
 

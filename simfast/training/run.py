@@ -16,7 +16,7 @@ from simfast.models import checkpoint
 from simfast.report.metrics import Metrics
 from simfast.report.panels import save_panel
 from simfast.runtime import distributed
-from simfast.runtime.console import StopSignals, set_up_logging
+from simfast.runtime.console import StopSignals, in_file
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.training.build import build_trainer
@@ -31,6 +31,7 @@ from simfast.training.progress import TrainingProgress
 from simfast.training.results import score_report, write_results
 from simfast.training.soundness import Soundness
 from simfast.training.stage2 import find_pseudo_labels
+from simfast.training.switches import own_switches
 
 log = logging.getLogger("simfast")
 # Which of the settings every result is printed with.
@@ -80,7 +81,6 @@ def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict
     """Stage 1, then stage 2 with pseudo labels of its best checkpoint, each in a folder of its own. What an interrupted
     run has finished is kept."""
     lead, out = distributed.is_lead(), folder.path
-    set_up_logging(level=logging.INFO if lead else logging.ERROR)
     if lead:
         write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
     begun = out / "stage1" / checkpoint.LAST
@@ -112,14 +112,16 @@ def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict
 def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, Any]:
     """The story of a run: data and networks, then steps with evaluations and checkpoints between them.
 
-    Where several processes train together, all live through it, and the lead alone writes.
+    Where several processes train together, all live through it, and the lead alone writes. Of a program around, torch's
+    switches and random numbers and the log are at the end as they were before, also where it ends by an error.
     """
+    with in_file(folder.path / "log.txt" if distributed.is_lead() else None), own_switches(config.deterministic):
+        return _train(config, device, folder)
+
+
+def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, Any]:
     lead, out = distributed.is_lead(), folder.path
-    set_up_logging(out / "log.txt" if lead else None, logging.INFO if lead else logging.ERROR)
     torch.manual_seed(config.seed)
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every fresh tensor, to find bugs
-    torch.backends.cudnn.benchmark = not config.deterministic
     resumed = checkpoint.load_run(config.resume) if config.resume else None
     first = resumed["step"] if resumed else 0
     _require_same_run(config, resumed)
