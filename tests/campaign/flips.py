@@ -1,5 +1,5 @@
-"""One bit is not as it was written: the file is refused by its name, or what comes of it is what comes of the whole one.
-Silently, nothing else ever does."""
+"""One bit is not as it was written: the file is refused by its name, or what comes of it is what comes of the whole
+one. Silently, nothing else ever does."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,12 @@ READERS = {
     "best.pt, evaluated": ("train", "run/best.pt", ["evaluate", "run", "--report", "out/scores.json"], "out"),
     "best.pt, of stage 1": ("train", "run/best.pt", ["pseudo-labels", "run", "--out", "out"], "out"),
     "cache, trained on": ("prepare", "cache/*/*.npy", ["train", "COMMON", "--cache", "cache", "--out", "out"], "out"),
-    "cache, its index": ("prepare", "cache/*/index.json", ["train", "COMMON", "--cache", "cache", "--out", "out"], "out"),
+    "cache, its index": (
+        "prepare",
+        "cache/*/index.json",
+        ["train", "COMMON", "--cache", "cache", "--out", "out"],
+        "out",
+    ),
     "cache, checked": ("prepare", "cache/*/*.npy", ["check-data", "PARTS", "--cache", "cache"], None),
     "pseudo labels": ("pseudo-labels", "labels/*.png", ["train", "STAGE2", "--out", "out"], "out"),
     "thresholds.json": ("pseudo-labels", "labels/thresholds.json", ["train", "STAGE2", "--out", "out"], "out"),

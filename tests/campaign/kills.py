@@ -1,5 +1,5 @@
-"""Programs killed at random moments, once or several times in a row, and started again: what is there in the end is what
-an uninterrupted program leaves, bit for bit; no process outlives its program, and nothing unfinished stays."""
+"""Programs killed at random moments, once or several times in a row, and started again: what is there in the end is
+what an uninterrupted program leaves, bit for bit; no process outlives its program, and nothing unfinished stays."""
 
 import signal
 import time

@@ -1,5 +1,5 @@
-"""The power goes at each write, rename and sync of a program: what may be on the disk then is put there, and the program
-is started again. It goes on and ends as if nothing had been, bit for bit; or says in one line what is the matter."""
+"""The power goes at each write, rename and sync of a program: what may be on the disk then is put there, and the
+program is started again. It goes on and ends as if nothing had been, bit for bit; or says in one line what is the matter."""
 
 import fcntl
 import functools
@@ -66,9 +66,7 @@ def recorded(world: World, name: str) -> tuple[list[journal.Operation], list[jou
             record.unlink(missing_ok=True)
             case = Case(case_folder, name)
             ended = case.run(world.programs[name].argv, record=record)
-            trouble = ended.trouble(may_be=(0,)) or difference(
-                case.work / world.programs[name].out, world.wanted(name)
-            )
+            trouble = ended.trouble(may_be=(0,)) or difference(case.work / world.programs[name].out, world.wanted(name))
             if trouble:
                 raise RuntimeError(f"{name}, recorded: {trouble}")
             operations = journal.read(record, case.work)

@@ -75,9 +75,9 @@ class Progress:
             counts = (f"{entry['tried']:,}", f"{good:,}", f"{entry['bad']:,}", f"{entry['seconds']:,.0f}")
             rows.append((name, *counts))
         wide = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [
-            "| " + " | ".join([row[0].ljust(wide[0]), *(x.rjust(w) for x, w in zip(row[1:], wide[1:], strict=True))]) + " |"
-            for row in rows
-        ]
+        lines = []
+        for name, *counts in rows:
+            cells = [name.ljust(wide[0]), *(x.rjust(width) for x, width in zip(counts, wide[1:], strict=True))]
+            lines.append("| " + " | ".join(cells) + " |")
         rule = "|" + "|".join(["-" * (wide[0] + 2), *("-" * (w + 1) + ":" for w in wide[1:])]) + "|"
         return "\n".join([lines[0], rule, *lines[1:]])
