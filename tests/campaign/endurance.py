@@ -55,8 +55,8 @@ def watch(running: Running) -> list[tuple[int, int, int]]:
 
 
 def grown(seen: list[tuple[int, int, int]], allowed: int = GROWTH) -> str | None:
-    """What is more in the last quarter of a program's life than in the second; None where nothing is. Of each the lowest
-    counts: what is there for a moment is no leak."""
+    """What is more in the last quarter of a program's life than in the second; None where nothing is. Of each the
+    lowest counts: what is there for a moment is no leak."""
     quarter = len(seen) // 4
     early, late = seen[quarter : 2 * quarter], seen[-quarter - 1 : -1]
     before, after = ([min(column) for column in zip(*part, strict=True)] for part in (early, late))

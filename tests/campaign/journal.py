@@ -20,6 +20,9 @@ STATES = (  # rule for names, how many of those not synced are there, what files
     *(("folder", "some", "any"), ("journal", "some", "any"), ("folder", "some", "whole")),
 )
 
+SAID = ("log.txt", "console.txt")
+"""What only people read: a state that differs in these alone, or in TensorBoard's files, is no other state."""
+
 
 class Operation(NamedTuple):
     """One line of the record; see shim.c."""
@@ -218,6 +221,8 @@ def restore(
 def _digest(found: dict[str, bytes | None]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for path, content in found.items():
+        if (content and path.endswith(SAID)) or "/tensorboard/" in path:
+            content = b"something"
         own = b"folder" if content is None else hashlib.blake2b(content).digest()
         digest.update(path.encode() + b"\0" + own)
     return digest.digest()

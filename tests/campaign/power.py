@@ -1,5 +1,6 @@
 """The power goes at each write, rename and sync of a program: what may be on the disk then is put there, and the
-program is started again. It goes on and ends as if nothing had been, bit for bit; or says in one line what is the matter."""
+program is started again. It goes on and ends as if nothing had been, bit for bit; or one line says what is the matter.
+"""
 
 import fcntl
 import functools
@@ -14,16 +15,19 @@ from .compare import difference
 from .world import World, slug
 
 PROGRAMS = ("train", "train --stage all", "prepare", "pseudo-labels", "ablate", "predict", "evaluate --report")
+LONG, RARE = ("ablate", "train --stage all"), 5
+"""Programs that take many seconds have their turn once in so many."""
 
 
 def cases(seed: int, world: World, case: Case) -> list[tuple[str, int, list[str]]]:
     """One state; none once every program's states have all been tried."""
     counts = {name: len(recorded(world, name)[1]) for name in PROGRAMS}
     place = seed
-    for turn in range(max(counts.values())):  # the programs by turns, those with more states for longer
-        there = [name for name in PROGRAMS if counts[name] > turn]
+    for turn in range(RARE * max(counts.values())):  # the programs by turns, those with more states for longer
+        turns = {name: turn / RARE if name in LONG else turn for name in PROGRAMS}
+        there = [name for name in PROGRAMS if turns[name] < counts[name] and turns[name] == int(turns[name])]
         if place < len(there):
-            return [_case(there[place], turn, world, case)]
+            return [_case(there[place], int(turns[there[place]]), world, case)]
         place -= len(there)
     return []
 
