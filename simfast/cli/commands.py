@@ -184,7 +184,7 @@ class Weights:
     """Write a network's weights as a safetensors file, whatever file they come from.
 
     It holds the network alone, no state of a training, and says what network it is: every command takes it as a
-    checkpoint, --weights as initial weights, and other programs read it without running code from it.
+    checkpoint, training as initial weights, and other programs read it without running code from it.
     """
 
     READS: ClassVar[Sequence[str]] = (*(name for name in _NETWORK if name not in ("device", "workers")),)
