@@ -184,7 +184,7 @@ def test_a_disk_that_fills_is_one_line_and_leaves_room(file, tmp_path):
     assert items(opened(tmp_path, cache=tmp_path / "cache")) == items(opened(tmp_path))
 
 
-PREPARE = """
+PREPARE = r"""
 import os, sys, time
 from pathlib import Path
 from simfast.data import dataset, open_dataset
