@@ -38,7 +38,8 @@ SHARD_ITEMS = 64
 def prepare(dataset: SegmentationDataset, cache: Path, workers: int, shard_items: int = SHARD_ITEMS) -> Path:
     """Writes a data set into a cache, from which `open_dataset(..., cache=...)` gives the same bytes.
 
-    May be stopped at any time: finished shards are kept by the next call, and what is not finished is never read.
+    May be stopped at any time: the next call verifies finished shards and keeps them, and what is not finished is never
+    read. Of a part that is there, damaged shards are written anew; where its index is damaged, all of them are.
 
     Args:
         dataset: what `open_dataset` gives without a cache and without replaced labels.
@@ -50,7 +51,8 @@ def prepare(dataset: SegmentationDataset, cache: Path, workers: int, shard_items
         The folder of the part.
 
     Raises:
-        ValueError: replaced labels, missing or bad files, a finished part made from other files.
+        ValueError: replaced labels, missing or bad files, a finished part made from other files, another program that
+            prepares this part.
         OSError: too little space, or what writing raises.
     """
     if dataset.description is None:
