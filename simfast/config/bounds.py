@@ -68,6 +68,7 @@ BOUNDS: dict[str, Bound] = {
     "source_size": _SIZE,
     "target_size": _SIZE,
     "workers": Bound(0, 1024, "each is a process"),
+    "skip_bad_files": Bound(0, 10**6, "each is kept by name"),
     "head_dilations": Bound(1, 2048, "a feature map of a picture of 16384 pixels is as wide", most=16),
     "lambda_seg": _WEIGHT,
     "lambda_adv": _WEIGHT,

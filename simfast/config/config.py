@@ -209,3 +209,10 @@ OLDER_RUNS = {"bank_dtype": "float32"}
 COMMAND_LINE_ONLY = {"config", "out", "resume"}
 # What may differ between a run and its continuation: nothing that changes the bits of the steps in between.
 FREE_ON_RESUME = COMMAND_LINE_ONLY | {"cache", "workers", "log_every", "eval_every", "panel_images", "steps"}
+# Where the data lie and what computes, which may also differ: the files' names are compared when they are opened.
+MOVABLE = {
+    *("source_root", "source_split", "source_labels", "source_ids", "source_images"),
+    *("target_root", "target_split", "target_labels", "target_ids"),
+    *("eval_split", "eval_images", "eval_labels", "report_split"),
+    *("pseudo_labels", "stage1", "weights", "device", "step_mode", "skip_bad_files"),
+}

@@ -20,6 +20,8 @@ log = logging.getLogger("simfast")
 SAME_SIGNAL_SECONDS = 1.0
 # Between two plain lines about a long work where there is no terminal to draw a bar on.
 LINE_SECONDS = 30.0
+# What writing to a stream raises that is full, lost, closed or not there at all.
+LOST = (OSError, ValueError, AttributeError)
 
 
 class Progress(tqdm):
@@ -37,7 +39,7 @@ class Progress(tqdm):
 
     def __init__(self, iterable: Any = None, **options: Any):
         self._what, self._unit = options.get("desc", ""), options.get("unit", "it")
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             options["disable"] = True
         super().__init__(iterable, dynamic_ncols=True, **options)
         self._first, self._began = self.n, time.monotonic()
@@ -64,8 +66,9 @@ class Progress(tqdm):
 
 
 class StopSignals:
-    """Context in which Ctrl-C and SIGTERM ask to stop after the current step; one more, a second later or after that,
-    stops at once. In a thread beside the main one, where Python lets nobody handle signals, the program around does.
+    """Context in which Ctrl-C, SIGTERM and the SIGHUP of a terminal that is closed ask to stop after the current step;
+    one more of the first two, a second later or after that, stops at once. Where SIGHUP is ignored, as under nohup, it
+    stays so. In a thread beside the main one, where Python lets nobody handle signals, the program around does.
 
     So does a reader of standard output that goes away, as `head` does: as if SIGPIPE, which Python ignores, had asked.
     A run that nobody listens to ends, as every program in a pipe does, but it saves first.
@@ -81,7 +84,8 @@ class StopSignals:
         self._outer, StopSignals._innermost = StopSignals._innermost, self
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
-            numbers = (signal.SIGINT, signal.SIGTERM)
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            numbers += [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
             # None: one that another program in this process has set, in C, and that Python could not set again.
             numbers = [number for number in numbers if signal.getsignal(number) is not None]
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
@@ -94,16 +98,23 @@ class StopSignals:
 
     def _receive(self, number: int, _frame) -> None:
         if self.received:
-            if time.monotonic() - self._since < SAME_SIGNAL_SECONDS:
+            if time.monotonic() - self._since < SAME_SIGNAL_SECONDS or number == signal.SIGHUP:
                 return
             raise KeyboardInterrupt
         self.received, self._since = signal.Signals(number), time.monotonic()
-        tqdm.write(f"{self.received.name}: finishing this step and saving; once more to stop at once", file=sys.stderr)
+        with contextlib.suppress(*LOST):  # an error here would be one in the middle of whatever runs
+            text = f"{self.received.name}: finishing this step and saving; once more to stop at once"
+            tqdm.write(text, file=sys.stderr)
+
+    @classmethod
+    def anywhere(cls) -> bool:
+        """Whether there is such a context."""
+        return cls._innermost is not None
 
     @classmethod
     def reader_has_gone(cls) -> bool:
         """Asks the innermost context to stop; False where there is none."""
-        if cls._innermost is None:
+        if not cls.anywhere():
             return False
         if cls._innermost.received is None:
             cls._innermost.received, cls._innermost._since = signal.SIGPIPE, time.monotonic()
@@ -112,7 +123,10 @@ class StopSignals:
 
 class BesideTheBar(logging.Handler):
     """Log lines on standard output that do not tear the progress bar on standard error. Those whose `extra` says
-    {"on_bar": True} stand in it, too, and are left out on its terminal."""
+    {"on_bar": True} stand in it, too, and are left out on its terminal.
+
+    Where it cannot be written to, as on a full disk or a terminal that is lost, a run goes on without.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "on_bar", False) and sys.stdout.isatty():
@@ -124,6 +138,21 @@ class BesideTheBar(logging.Handler):
             if not StopSignals.reader_has_gone():
                 raise
             discard_output()
+        except LOST:
+            if not StopSignals.anywhere():
+                raise
+
+
+class _LogFile(logging.FileHandler):
+    """One that does not print a traceback for each line that a full disk does not take."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.failed:
+            self.failed = True
+            with contextlib.suppress(*LOST):
+                tqdm.write(f"{self.baseFilename}: lines are lost: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 class WithTimes(logging.Formatter):
@@ -147,7 +176,7 @@ def in_file(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with contextlib.closing(logging.FileHandler(path, encoding="utf-8")) as handler:
+    with contextlib.closing(_LogFile(path, encoding="utf-8")) as handler:
         handler.setLevel(logging.INFO)
         handler.setFormatter(WithTimes())
         with _said_by(handler):
