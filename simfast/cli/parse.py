@@ -119,7 +119,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         base = base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
         if start.eval_images is not None and Path(start.eval_images) != stored.eval_images:
             base = dataclasses.replace(base, target_ids=None, **dict.fromkeys(APART))  # of the run's own labels
-        return _asked(base, start)
+        return _asked(_of_network(base, stored, start), start)
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
         preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
@@ -128,6 +128,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
     if stored is not None:  # a network's classes are its own, whatever else is set
         base = dataclasses.replace(_of_classes(base, stored.classes), classes=stored.classes)
+        base = _of_network(base, stored, start)
     base = _of_data(dataclasses.replace(base, recipe=recipe), source, target)
     base = _of_classes(base, settings.get("classes"))
     return _asked(Config.from_dict(settings, str(start.config), base), start)
@@ -149,6 +150,11 @@ def _of_classes(base: Config, classes: Any) -> Config:
         if classes is not None and base.score_classes not in classes_of(classes).sets:
             return dataclasses.replace(base, score_classes="auto")
     return base
+
+
+def _of_network(base: Config, stored: Config, start: Start) -> Config:
+    """`base` with the head that a checkpoint is said to have, where a command is about one, whatever a recipe sets."""
+    return base if start.checkpoint is None else dataclasses.replace(base, head_dilations=stored.head_dilations)
 
 
 def _asked(base: Config, start: Start) -> Config:
@@ -251,13 +257,14 @@ def _gpu_is_meant(device: str) -> bool:
 def _stored(start: Start, checkpoint_name: str) -> Config | None:
     """The settings that came with the checkpoint that a command is about, or with stage 1's for stage 2."""
     from simfast.models import checkpoint
-    from simfast.models.weights import read_weights
+    from simfast.models.weights_file import read_settings
 
     if start.checkpoint is not None:
-        settings = read_weights(checkpoint.resolve(start.checkpoint, checkpoint_name)).settings
-        # A file of the released code has the network of the released recipe.
-        released = RECIPES["released"] | {"recipe": "released"}
-        return Config.from_dict(released if settings is None else settings, str(start.checkpoint))
+        settings = read_settings(checkpoint.resolve(start.checkpoint, checkpoint_name))
+        # A file that is not ours is used as the released code does, but which network it holds is its own.
+        released = RECIPES["released"] | {"recipe": "released", "head_dilations": None}
+        stored = Config.from_dict(released if settings is None else settings, str(start.checkpoint))
+        return dataclasses.replace(stored, ema=False)  # that was said of the weights that the run began with
     if start.stage == "2" and start.stage1 is not None:
         # Stage 2 repeats stage 1 with pseudo labels added: its settings are the ones to repeat.
         first = checkpoint.load(checkpoint.resolve(Path(start.stage1), "best.pt", stage=1))

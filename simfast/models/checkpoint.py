@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from simfast.models.formats import described
 from simfast.runtime.files import checksum, replacing, unfinished
 
 FORMAT = "simfast"
@@ -30,13 +31,14 @@ OF_A_RUN: dict[str, tuple[Any, str]] = {
     "seconds": (int | float, "the time taken"),
     "processes": (int, "how many trained together"),
     "precision": (str, "the precision of the networks"),
+    "network": (dict, "what network it is"),
     "look_due": (bool, "whether an evaluation was missed"),
     "data": (dict, "what the data were"),
     "places": (dict, "where the data were"),
     "bad_files": (dict, "bad files by name"),
 }
 # Those that came later.
-LATER = {"seconds", "processes", "precision", "look_due", "data", "places", "bad_files"}
+LATER = {"seconds", "processes", "precision", "network", "look_due", "data", "places", "bad_files"}
 # Of an optimiser's groups, what depends on torch's version and is set anew.
 SET_BY_TORCH = {"maximize", "foreach", "differentiable", "fused", "capturable", "decoupled_weight_decay", "name"}
 
@@ -167,7 +169,7 @@ def read(path: Path) -> Any:
         except Exception as error:  # torch has no one exception for a file it cannot read
             # Not its text, which advises to trust the file.
             rule = "must be a whole file of torch.save with nothing but tensors and plain values"
-            raise ValueError(f"{path}: {rule}, got {type(error).__name__}") from error
+            raise ValueError(f"{path}: {rule}, got {described(path, error)}") from error
 
 
 def _require_undamaged(path: Path, file: BinaryIO) -> None:
