@@ -365,10 +365,11 @@ class ClassList:
     READS: ClassVar[Sequence[str]] = ()
 
     name: Annotated[Positional[str], arg(metavar="NAME|FILE|RUN")]
-    """cityscapes, camvid or synthia; a file of classes; or a run folder or checkpoint."""
+    """cityscapes, camvid or synthia; a file of classes or of settings; or a run folder or checkpoint."""
     config: Config
 
     def run(self) -> int:
+        from simfast.cli.kept import settings_in
         from simfast.config.classes import BUILT_IN, classes_of
 
         path = Path(self.name)
@@ -383,6 +384,8 @@ class ClassList:
                 rule = "must be a run folder or one of its checkpoints, which keep the class list"
                 raise ValueError(f"classes: {self.name} {rule}, got {came}")
             print(Config.from_dict(settings, str(path)).classes.text(), end="")
+        elif self.name not in BUILT_IN and (settings := settings_in(path)) is not None:
+            print(Config.from_dict(settings, self.name).classes.text(), end="")
         else:
             print(classes_of(self.name).text(), end="")
         return 0

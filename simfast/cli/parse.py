@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
+from simfast.cli.kept import APART, OF_THE_TARGET, of_both_stages, without_other_data
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, MOVABLE, Config
 from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
@@ -39,11 +40,6 @@ CLASSES = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
-APART = ("eval_images", "eval_labels")
-# What is said of the target, and of no other data set.
-OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", *APART, "report_split")
-
-
 class Start(NamedTuple):
     """The options that decide what the others change, as they were given; None where they were not."""
 
@@ -54,6 +50,7 @@ class Start(NamedTuple):
     device: str | None = None
     stage: str | None = None
     stage1: str | None = None
+    eval_images: str | None = None
     source: Sequence[str] = ()
     target: str | None = None
     eval_split: str | None = None
@@ -112,6 +109,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         return _begun(Path(start.resume))
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
+    settings = without_other_data(settings, start.source, start.target)
     recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
     if recipe not in list(RECIPES):  # whatever a file holds: what has no hash is in no mapping
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
@@ -119,6 +117,8 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     if stored is not None and start.preset is None and start.config is None:
         base = _of_data(dataclasses.replace(stored, out=None, resume=None), source, target)
         base = base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+        if start.eval_images is not None and Path(start.eval_images) != stored.eval_images:
+            base = dataclasses.replace(base, target_ids=None, **dict.fromkeys(APART))  # of the run's own labels
         return _asked(_of_network(base, stored, start), start)
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
@@ -276,10 +276,8 @@ def _begun(path: Path) -> Config:
     """The settings of the run to be continued."""
     from simfast.models import checkpoint
 
-    if path.is_dir() and not (path / "last.pt").exists() and (path / "config.yaml").exists():
-        stored = Config.from_dict(_read_settings(path / "config.yaml"), str(path / "config.yaml"))
-        if stored.stage == "all":  # its two runs are inside
-            return dataclasses.replace(stored, resume=path, out=path)
+    if (both := of_both_stages(path)) is not None:  # its two runs are inside
+        return dataclasses.replace(both, resume=path, out=path)
     path = checkpoint.resolve(path)
     stored = Config.from_dict(checkpoint.load_run(path)["config"], str(path))
     return dataclasses.replace(stored, resume=path, out=path.parent)

@@ -294,6 +294,15 @@ def test_classes_of_what_is_no_run_says_so(tmp_path):
         assert simfast("classes", path) == f"{message}, which keep the class list, got {came}"
 
 
+def test_classes_of_a_runs_settings_are_those_of_the_run(run, capsys):
+    said = []
+    for path in (run[0] / "config.yaml", run[0]):
+        assert simfast("classes", path) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "name: road" in said[0]
+
+
 def test_predict_asks_for_pictures(run, tmp_path):
     message = "simfast predict: inputs: must name a picture or a folder of pictures, got none"
     assert simfast("predict", run[0], "--out", tmp_path / "out") == message
