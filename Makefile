@@ -2,6 +2,7 @@
 # make test    set up .venv with what the tests need too, then lint and test
 # make test-stub  the step on a GPU that computes nothing, under torch's CUDA build; TORCH=2.14.1 for another one
 # make install the set-up alone
+# make campaign MINUTES=60  kills, power losses, full disks, damaged and hostile files: what is lost or silently wrong; goes on
 # make dist    the source distribution, and the wheel built from it, in dist/
 # make docs    the site, in build/site, in an environment of its own without torch; a warning is an error
 # make gpu-bundle  gather what a machine with a GPU may lack, for `python -m bench.gpu OUT` there
@@ -28,7 +29,7 @@ STUB_TESTS := \
 	tests/matching/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
 	'tests/ops/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
 
-.PHONY: install train test test-stub docs dist gpu-bundle clean
+.PHONY: install train test test-stub campaign docs dist gpu-bundle clean
 
 install: .venv/simfast
 
@@ -55,6 +56,11 @@ $(STUB)/ready: pyproject.toml
 		print(*(need for need in needs if need != "simfast[train]"), sep="\n")' > $(STUB)/requirements.txt
 	$(STUB_PIP) -r $(STUB)/requirements.txt
 	touch $@
+
+# Minutes of all calls together: the same command goes on. What was bad stays there.
+MINUTES ?= 60
+campaign: .venv/simfast-test
+	$(BIN)/python -m tests.campaign --minutes $(MINUTES) --out build/campaign
 
 dist: .venv/simfast-test
 	$(BIN)/python -m build --no-isolation
