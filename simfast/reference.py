@@ -212,7 +212,9 @@ def nearest_l1(queries: Tensor, classes: Tensor, bank: Tensor, filled: Tensor) -
                 # arg-min promises the first of equal minima
                 rows[mine] = torch.cdist(queries[mine], bank[k, :num_rows], p=1).argmin(1)
     found = rows >= 0
-    nearest = bank[classes.long().clamp(0, len(bank) - 1), rows.clamp(min=0)] if bank.numel() else torch.zeros_like(queries)
+    nearest = (
+        bank[classes.long().clamp(0, len(bank) - 1), rows.clamp(min=0)] if bank.numel() else torch.zeros_like(queries)
+    )
     distances = (queries - nearest).abs().sum(1)
     return torch.where(found, distances, torch.inf), rows
 

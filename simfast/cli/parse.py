@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, MOVABLE, Config
 from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
-from simfast.config.presets import PRESETS, RECIPES
+from simfast.config.presets import PRESETS, RECIPES, of_recipe
 from simfast.config.settings import GROUPS
 from simfast.config.yaml_text import read_mapping
 
@@ -49,6 +49,7 @@ class Start(NamedTuple):
 
     preset: str | None = None
     recipe: str | None = None
+    arch: str | None = None
     config: str | None = None
     resume: str | None = None
     device: str | None = None
@@ -118,14 +119,20 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     source, target = start.source or settings.get("source", ()), start.target or settings.get("target")
     if stored is not None and start.preset is None and start.config is None:
         base = _of_data(dataclasses.replace(stored, out=None, resume=None), source, target)
-        base = base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+        base = (
+            base
+            if start.recipe is None
+            else Config.from_dict(of_recipe(recipe, start.arch or base.arch), "recipe", base)
+        )
         return _asked(base, start)
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
         preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
     if preset not in list(PRESETS):
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
-    base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
+    base = dataclasses.replace(PRESETS[preset], preset=preset)
+    arch = start.arch or settings.get("arch", base.arch)
+    base = Config.from_dict(of_recipe(recipe, arch), "recipe", base)
     if stored is not None:  # a network's classes are its own, whatever else is set
         base = dataclasses.replace(_of_classes(base, stored.classes), classes=stored.classes)
     base = _of_data(dataclasses.replace(base, recipe=recipe), source, target)
