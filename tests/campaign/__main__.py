@@ -67,6 +67,9 @@ def main() -> int:
     progress = Progress(out / "progress.json", {"seed": given.seed})
     try:
         _search(given, world, out, progress)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there")
+        raise SystemExit(130) from None
     finally:
         for pid in descendants():
             os.kill(pid, signal.SIGKILL)
@@ -91,9 +94,9 @@ def _search(given: argparse.Namespace, world: World, out: Path, progress: Progre
             # A case that runs counts as begun: else a kind of long cases would be taken again and again.
             busy = [kind for kind, *_ in running.values()]
             kind = min(open_kinds, key=lambda one: progress.share(one, KINDS[one]) + 2 * busy.count(one) / KINDS[one])
-            number = given.seed + progress.take(kind)
-            folder = out / "cases" / f"{kind}-{number}"
-            running[_start(kind, number, world, folder)] = (kind, number, time.monotonic(), folder)
+            number = progress.take(kind)
+            folder = out / "cases" / f"{kind}-{given.seed + number}"
+            running[_start(kind, given.seed + number, world, folder)] = (kind, number, time.monotonic(), folder)
         if not running:
             return
         time.sleep(0.01)
@@ -107,7 +110,7 @@ def _search(given: argparse.Namespace, world: World, out: Path, progress: Progre
                 progress.spend(kind, seconds)
                 bad = progress.add(kind, number, rows, seconds)
                 for what in bad:
-                    print(f"bad: {what}\n  again: {_again(kind, number)}", flush=True)
+                    print(f"bad: {what}\n  again: {_again(kind, given.seed + number)}", flush=True)
                 if not bad:
                     shutil.rmtree(folder)
         if time.monotonic() - told > 60:
