@@ -14,7 +14,8 @@
 //   Caller: checks sizes and dtypes, allocates outputs and workspace on the right device, makes that device current.
 //   Kernel: writes every element of every output (outputs arrive uninitialised), tolerates any content in the
 //           workspace, leaves nothing in it that a later call needs. Inputs are never written, except where the
-//           contract says in/out; no two arrays overlap.
+//           contract says in/out; no two arrays overlap. An input of integers may be changed by others while the kernel
+//           runs: what comes out is then any answer, but no index leaves its array.
 //   Workspace: `<op>_workspace_{cpu,cuda}(args)` bytes, aligned to 64 bytes (CPU) or 256 (CUDA); the function looks at
 //           sizes, dtypes, layout and the current device alone, never at a pointer. 0 bytes means the pointer may be
 //           null. An op without such a function has no workspace.
@@ -204,8 +205,8 @@ void nearest_backward_cpu(const NearestBackwardArgs& args, int64_t begin, int64_
 // Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1 of the storage. Its vector number i, counted from 0 over
 // all calls, goes to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay.
 // written[k] grows by all of them. A class outside [0, K), -1 above all, is not stored, nor is one whose ring would
-// leave the storage or has written[k] < 0. Values are rounded to nearest, ties to even. No other row of the storage is
-// touched.
+// leave the storage, has written[k] < 0 or would count past 2^63. Values are rounded to nearest, ties to even. No other
+// row of the storage is touched.
 // ---------------------------------------------------------------------------------------------------------------------
 struct RingWriteArgs {
     const float* vectors;    // in     [N, D], rows vectors_stride apart, contiguous in D; null if doubles come

@@ -228,7 +228,7 @@ def test_flags_and_runtime_reach_cmake_each_in_a_folder_of_its_own(asked_of_cmak
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_cpu_kernels_run_clean_under(sanitizer, tmp_path):
-    sources = [ROOT / "tests/sanitize/kernels.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
+    sources = [path for folder in ("tests/sanitize", "csrc/cpu") for path in sorted((ROOT / folder).glob("*.cpp"))]
     flags = ["-std=c++20", "-O0", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-DSIMFAST_PLAIN"]
     sanitize = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     program = tmp_path / "kernels"

@@ -17,10 +17,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -38,16 +41,81 @@ using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
 
 template <typename... Parts>
-void check(bool holds, const Parts&... parts) {
-    if (holds) return;
+std::string text(const Parts&... parts) {
     std::ostringstream message;
     (message << ... << parts);
-    throw std::runtime_error(message.str());
+    return message.str();
+}
+
+template <typename... Parts>
+void check(bool holds, const Parts&... parts) {
+    if (!holds) throw std::runtime_error(text(parts...));
+}
+
+// A symbol of a library that torch has loaded, null where this torch has none of that name.
+template <typename Function>
+Function loaded(const char* library, const char* name) {
+    void* handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+    return handle ? reinterpret_cast<Function>(dlsym(handle, name)) : nullptr;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sizes
+// ---------------------------------------------------------------------------------------------------------------------
+
+// Expanded tensors have sizes that no memory bounds. Whatever is allocated, counted or indexed by a product of sizes
+// has it checked here: no machine holds 2^48 elements, and as many times what a kernel keeps for each stay in 63 bits.
+inline constexpr int64_t kMostElements = int64_t{1} << 48;
+
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// As "[2, 3]" in a message, made only where one is.
+struct Listed {
+    Sizes sizes;
+    friend std::ostream& operator<<(std::ostream& out, const Listed& list) {
+        out << '[';
+        for (size_t i = 0; i < list.sizes.size(); ++i) out << (i ? ", " : "") << list.sizes[i];
+        return out << ']';
+    }
+};
+
+inline int64_t product(const char* what, Sizes sizes) {
+    int64_t total = std::find(sizes.begin(), sizes.end(), 0) == sizes.end();
+    for (const int64_t size : sizes) {
+        check(total == 0 || (size > 0 && total <= (kMostElements - 1) / size), what,
+              " must have less than 2^48 elements, got ", Listed{sizes});
+        total *= size;
+    }
+    return total;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Tensors to arguments
 // ---------------------------------------------------------------------------------------------------------------------
+
+inline const char* name_of(ScalarType type) {
+    switch (type) {
+        case ScalarType::Byte: return "uint8";
+        case ScalarType::Char: return "int8";
+        case ScalarType::Short: return "int16";
+        case ScalarType::Int: return "int32";
+        case ScalarType::Long: return "int64";
+        case ScalarType::Half: return "float16";
+        case ScalarType::BFloat16: return "bfloat16";
+        case ScalarType::Float: return "float32";
+        case ScalarType::Double: return "float64";
+        case ScalarType::Bool: return "bool";
+        default: return "another dtype";
+    }
+}
+
+// As ", got int64 [2, 3]" in a message.
+struct Came {
+    const Tensor& x;
+    friend std::ostream& operator<<(std::ostream& out, const Came& came) {
+        return out << ", got " << name_of(came.x.scalar_type()) << ' ' << Listed{came.x.sizes()};
+    }
+};
 
 inline Dtype map_dtype(const char* what, const Tensor& map) {
     switch (map.scalar_type()) {
@@ -55,7 +123,7 @@ inline Dtype map_dtype(const char* what, const Tensor& map) {
         case ScalarType::Short: return Dtype::i16;
         case ScalarType::Int: return Dtype::i32;
         case ScalarType::Long: return Dtype::i64;
-        default: check(false, what, " must be uint8, int16, int32 or int64"); return Dtype::u8;
+        default: check(false, what, " must be uint8, int16, int32 or int64", Came{map}); return Dtype::u8;
     }
 }
 
@@ -66,7 +134,7 @@ inline Dtype feature_dtype(const char* what, ScalarType type, bool cuda) {
         case ScalarType::BFloat16: return Dtype::bf16;
         default:
             check(type == ScalarType::Double && !cuda, what,
-                  " must be float32, float16 or bfloat16, or float64 on the CPU");
+                  " must be float32, float16 or bfloat16, or float64 on the CPU, got ", name_of(type));
             return Dtype::f64;
     }
 }
@@ -74,23 +142,60 @@ inline Dtype feature_dtype(const char* what, ScalarType type, bool cuda) {
 // float32, or float64 on the CPU.
 inline Dtype unrounded_dtype(const char* what, ScalarType type, bool cuda) {
     check(type == ScalarType::Float || (type == ScalarType::Double && !cuda), what,
-          " must be float32 (float64 on the CPU)");
+          " must be float32 (float64 on the CPU), got ", name_of(type));
     return type == ScalarType::Float ? Dtype::f32 : Dtype::f64;
 }
 
 // What values of a dtype are summed in.
 inline ScalarType sum_type_of(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
+// Python's MemoryError, with a text of its own.
+struct OutOfMemory : std::bad_alloc {
+    std::string message;
+    explicit OutOfMemory(std::string text) : message(std::move(text)) {}
+    const char* what() const noexcept override { return message.c_str(); }
+};
+
+// What `allocate` of torch's returns. That it failed is all that the stable ABI hands over before torch 2.13, so the
+// message says what there was no room for.
+template <typename Allocate>
+Tensor allocated(const char* what, ScalarType type, Sizes sizes, const Allocate& allocate) {
+    product(what, sizes);
+    try {
+        return allocate();
+    } catch (const std::exception&) {
+        using What = const char* (*)();
+        static const What reason = loaded<What>("libtorch_cpu.so", "torch_exception_get_what_without_backtrace");
+        const std::string why = reason ? reason() : "";
+        const auto says = [&](const char* words) { return why.find(words) != std::string::npos; };
+        const std::string message =
+            text(what, ": no memory for ", name_of(type), " ", Listed{sizes}, why.empty() ? "" : ": ", why);
+        if (why.empty() || says("out of memory") || says("allocate memory")) throw OutOfMemory(message);
+        throw std::runtime_error(message);
+    }
+}
+
+inline Tensor contiguous(const char* what, const Tensor& x) {
+    if (x.is_contiguous()) return x;
+    return allocated(what, x.scalar_type(), x.sizes(), [&] { return torch::stable::contiguous(x); });
+}
+
 inline LabelMap label_map(const char* what, const Tensor& map) {
-    check(map.dim() == 3 && map.numel() > 0, what, " must be a non-empty integer [B, H, W]");
-    check(map.size(1) * map.size(2) <= INT32_MAX, what, " must have less than 2^31 pixels an image");
+    check(map.dim() == 3 && product(what, map.sizes()) > 0, what, " must be a non-empty integer [B, H, W]", Came{map});
+    check(map.size(1) * map.size(2) <= INT32_MAX, what, " must have less than 2^31 pixels an image", Came{map});
     return {map.const_data_ptr(), map_dtype(what, map), map.stride(0), map.stride(1), map.stride(2)};
 }
 
 inline Tensor integers(const char* what, const Tensor& x, int64_t length) {
     check(x.dim() == 1 && x.size(0) == length && x.scalar_type() == ScalarType::Long, what, " must be int64 [", length,
-          "]");
-    return torch::stable::contiguous(x);
+          "]", Came{x});
+    return contiguous(what, x);
+}
+
+// Of one dimension, which gives an op one of its sizes.
+inline int64_t length_of(const char* what, const Tensor& x) {
+    check(x.dim() == 1, what, " must be int64 with one dimension", Came{x});
+    return x.size(0);
 }
 
 inline void check_connectivity(const char* op, int64_t connectivity) {
@@ -123,11 +228,13 @@ inline const Tensor& with_large_pages(const Tensor& x) {
     return x;
 }
 
-inline Tensor uninitialised(const Tensor& like, std::vector<int64_t> size, ScalarType type) {
-    return with_large_pages(torch::stable::new_empty(like, size, type));
+inline Tensor uninitialised(const char* what, const Tensor& like, std::vector<int64_t> size, ScalarType type) {
+    return with_large_pages(allocated(what, type, size, [&] { return torch::stable::new_empty(like, size, type); }));
 }
 
-inline Tensor workspace(const Tensor& like, int64_t bytes) { return uninitialised(like, {bytes}, ScalarType::Byte); }
+inline Tensor workspace(const char* what, const Tensor& like, int64_t bytes) {
+    return uninitialised(what, like, {bytes}, ScalarType::Byte);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // CPU: passes over ranges in torch's pool
@@ -154,12 +261,6 @@ inline int32_t choose_strips(int64_t B, int64_t H, int64_t W) {
 // ---------------------------------------------------------------------------------------------------------------------
 
 #ifdef SIMFAST_WITH_CUDA
-
-template <typename Function>
-Function loaded(const char* library, const char* name) {
-    void* handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
-    return handle ? reinterpret_cast<Function>(dlsym(handle, name)) : nullptr;
-}
 
 // torch 2.13 has a stable call for it; before, the symbol lives in libtorch_cuda, which a CPU torch does not have and
 // this library therefore does not link.
@@ -193,7 +294,7 @@ void launch(const char* op, const char* (*run)(const Args&, void*), const Args& 
 template <typename Args>
 void launch(const char* op, int64_t (*workspace_bytes)(const Args&), const char* (*run)(const Args&, void*), Args& args,
             const Tensor& on) {
-    const Tensor space = workspace(on, workspace_bytes(args));
+    const Tensor space = workspace(op, on, workspace_bytes(args));
     args.workspace = space.mutable_data_ptr();
     launch(op, run, args, on);
 }

@@ -20,8 +20,8 @@ struct Components {
         args.background = background;
         args.connectivity = static_cast<int32_t>(connectivity);
         args.num_strips = 1;
-        ids = uninitialised(labels, {args.B, args.H, args.W}, ScalarType::Int);
-        counts = uninitialised(labels, {args.B}, ScalarType::Int);
+        ids = uninitialised("connected_components: ids", labels, {args.B, args.H, args.W}, ScalarType::Int);
+        counts = uninitialised("connected_components: counts", labels, {args.B}, ScalarType::Int);
         args.ids = out<int32_t>(ids);
         args.counts = out<int32_t>(counts);
     }
@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> connected_components_cpu(Tensor labels, int64_t conne
     Components op(labels, connectivity, background);
     auto& args = op.args;
     args.num_strips = choose_strips(args.B, args.H, args.W);
-    const Tensor space = workspace(labels, simfast::components_workspace_cpu(args));
+    const Tensor space = workspace("connected_components: workspace", labels, simfast::components_workspace_cpu(args));
     args.workspace = space.mutable_data_ptr();
     const int64_t strips = args.B * args.num_strips;
     run_pass(simfast::components_label_cpu, args, strips);

@@ -38,8 +38,8 @@ struct Regions {
         args.num_strips = 1;
         const int64_t num_slots = simfast::regions_num_slots(args);
         check(num_slots <= INT32_MAX, "find_regions: there must be less than 2^31 slots, got ", num_slots);
-        segments = uninitialised(labels, {args.B, args.H, args.W}, ScalarType::Int);
-        areas = uninitialised(labels, {args.B, num_slots}, ScalarType::Int);
+        segments = uninitialised("find_regions: segments", labels, {args.B, args.H, args.W}, ScalarType::Int);
+        areas = uninitialised("find_regions: areas", labels, {args.B, num_slots}, ScalarType::Int);
         args.segments = out<int32_t>(segments);
         args.areas = out<int32_t>(areas);
         no_classes = num_classes == 0;
@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor> find_regions_cpu(Tensor labels, std::vector<int64_t> 
     auto& args = op.args;
     if (op.no_classes) return {op.segments, op.areas};
     args.num_strips = choose_strips(args.B, args.H, args.W);
-    const Tensor space = workspace(labels, simfast::regions_workspace_cpu(args));
+    const Tensor space = workspace("find_regions: workspace", labels, simfast::regions_workspace_cpu(args));
     args.workspace = space.mutable_data_ptr();
     const int64_t strips = args.B * args.num_strips;
     run_pass(simfast::regions_label_cpu, args, strips);

@@ -30,18 +30,24 @@ struct RingWrite {
     RingWrite(const Tensor& storage, const Tensor& written, const Tensor& given, const Tensor& given_classes,
               const Tensor& given_starts, const Tensor& given_sizes, bool cuda) {
         check(given.dim() == 2 && storage.dim() == 2 && given.size(1) == storage.size(1),
-              "ring_write: vectors and storage must be [N, D] and [T, D]");
+              "ring_write: vectors and storage must be [N, D] and [T, D]", Came{given}, " and ",
+              Listed{storage.sizes()});
         check(storage.is_contiguous() && written.is_contiguous(), "ring_write: storage and written must be contiguous");
         for (const Tensor* x : {&written, &given, &given_classes, &given_starts, &given_sizes}) {
             check_same_device("ring_write: all arguments must be on the same device", storage, *x);
         }
-        args.N = given.size(0), args.D = given.size(1), args.T = storage.size(0), args.K = given_sizes.size(0);
+        product("ring_write: vectors", given.sizes());
+        args.N = given.size(0), args.D = given.size(1), args.T = storage.size(0),
+        args.K = length_of("ring_write: sizes", given_sizes);
         check(written.dim() == 1 && written.size(0) == args.K && written.scalar_type() == ScalarType::Long,
-              "ring_write: written must be int64 [", args.K, "]");
+              "ring_write: written must be int64 [", args.K, "]", Came{written});
         const bool doubles = unrounded_dtype("ring_write: vectors", given.scalar_type(), cuda) == Dtype::f64;
         args.storage_dtype = feature_dtype("ring_write: storage", storage.scalar_type(), cuda);
-        vectors = given.stride(1) == 1 || args.D == 1 ? given : torch::stable::contiguous(given);
-        if (overlap(vectors, storage)) vectors = torch::stable::clone(vectors);
+        vectors = given.stride(1) == 1 || args.D == 1 ? given : contiguous("ring_write: vectors", given);
+        if (overlap(vectors, storage)) {
+            vectors = allocated("ring_write: vectors", vectors.scalar_type(), vectors.sizes(),
+                                [&] { return torch::stable::clone(vectors); });
+        }
         classes = integers("ring_write: classes", given_classes, args.N);
         starts = integers("ring_write: starts", given_starts, args.K);
         sizes = integers("ring_write: sizes", given_sizes, args.K);

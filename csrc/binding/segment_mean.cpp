@@ -28,7 +28,8 @@ struct SegmentMean {
         args.segments = label_map("segment_mean: segments", segments);
         args.B = segments.size(0), args.H = segments.size(1), args.W = segments.size(2);
         check(given.dim() == 4 && given.size(0) == args.B && given.size(2) == args.H && given.size(3) == args.W,
-              "segment_mean: features must be [B, C, H, W] with the B, H, W of segments");
+              "segment_mean: features must be [B, C, H, W] with the B, H, W of segments", Came{given});
+        product("segment_mean: features", given.sizes());
         check_same_device("segment_mean: features and segments must be on the same device", given, segments);
         check(num_segments >= 0 && num_segments <= INT32_MAX, "segment_mean: num_segments must be in [0, 2^31), got ",
               num_segments);
@@ -41,14 +42,14 @@ struct SegmentMean {
         } else if (in_place && given.stride(1) == 1) {
             args.layout = Layout::pixels;
         } else {
-            features = torch::stable::contiguous(given);  // any other layout: the one copy
+            features = contiguous("segment_mean: features", given);  // any other layout: the one copy
             args.layout = Layout::planes;
         }
         args.features = features.const_data_ptr();
         args.stride_b = features.stride(0), args.stride_c = features.stride(1), args.stride_p = pixel_stride(features);
         const ScalarType sum_type = sum_type_of(args.features_dtype);
-        counts = uninitialised(segments, {args.B, num_segments}, ScalarType::Int);
-        means = uninitialised(features, {args.B, num_segments, args.C}, sum_type);
+        counts = uninitialised("segment_mean: counts", segments, {args.B, num_segments}, ScalarType::Int);
+        means = uninitialised("segment_mean: means", features, {args.B, num_segments, args.C}, sum_type);
         args.counts = out<int32_t>(counts);
         args.means = means.mutable_data_ptr();
         empty = num_segments == 0 || args.C == 0;
@@ -60,7 +61,7 @@ std::tuple<Tensor, Tensor> segment_mean_cpu(Tensor features, Tensor segments, in
     SegmentMean op(features, segments, num_segments, false);
     auto& args = op.args;
     if (op.empty) return {op.means, op.counts};
-    const Tensor space = workspace(segments, simfast::segment_mean_workspace_cpu(args));
+    const Tensor space = workspace("segment_mean: workspace", segments, simfast::segment_mean_workspace_cpu(args));
     args.workspace = space.mutable_data_ptr();
     run_pass(simfast::segment_mean_runs_cpu, args, args.B);
     run_pass(simfast::segment_mean_sum_cpu, args, args.B * args.C, grain(args.H * args.W));
@@ -89,22 +90,25 @@ struct SegmentMeanBackward {
         args.features_dtype = feature_dtype("segment_mean_backward: dtype", type, cuda);
         const ScalarType sum_type = sum_type_of(args.features_dtype);
         check(grad.dim() == 3 && grad.size(0) == args.B && grad.scalar_type() == sum_type,
-              "segment_mean_backward: grad must be float32 [B, S, C] (float64 for float64 features)");
+              "segment_mean_backward: grad must be float32 [B, S, C] (float64 for float64 features)", Came{grad});
+        check(grad.size(1) <= INT32_MAX, "segment_mean_backward: grad must be of less than 2^31 segments", Came{grad});
         check(given_counts.dim() == 2 && given_counts.size(0) == args.B && given_counts.size(1) == grad.size(1) &&
                   given_counts.scalar_type() == ScalarType::Int,
-              "segment_mean_backward: counts must be int32 [B, S]");
+              "segment_mean_backward: counts must be int32 [", args.B, ", ", grad.size(1), "]", Came{given_counts});
         check_same_device("segment_mean_backward: grad, counts and segments must be on the same device", grad,
                           segments);
         check_same_device("segment_mean_backward: grad, counts and segments must be on the same device", grad,
                           given_counts);
-        grad_means = torch::stable::contiguous(grad);
-        counts = torch::stable::contiguous(given_counts);
+        grad_means = contiguous("segment_mean_backward: grad", grad);
+        counts = contiguous("segment_mean_backward: counts", given_counts);
         args.C = grad.size(2);
         args.num_segments = grad.size(1);
-        grad_features = torch::stable::empty(std::vector<int64_t>{args.B, args.C, args.H, args.W}, type, std::nullopt,
-                                             grad.device(), std::nullopt,
-                                             channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                           : torch::headeronly::MemoryFormat::Contiguous);
+        const std::vector<int64_t> size{args.B, args.C, args.H, args.W};
+        grad_features = allocated("segment_mean_backward: gradient", type, size, [&] {
+            return torch::stable::empty(size, type, std::nullopt, grad.device(), std::nullopt,
+                                        channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                      : torch::headeronly::MemoryFormat::Contiguous);
+        });
         args.layout = channels_last ? Layout::pixels : Layout::planes;
         with_large_pages(grad_features);
         // From the sizes, not from the tensor: a stride along a size of 1 may hold anything.
@@ -124,7 +128,8 @@ Tensor segment_mean_backward_cpu(Tensor grad, Tensor counts, Tensor segments, Sc
     SegmentMeanBackward op(grad, counts, segments, dtype, channels_last, false);
     auto& args = op.args;
     if (op.empty) return op.grad_features;
-    const Tensor space = workspace(segments, simfast::segment_mean_backward_workspace_cpu(args));
+    const Tensor space =
+        workspace("segment_mean_backward: workspace", segments, simfast::segment_mean_backward_workspace_cpu(args));
     args.workspace = space.mutable_data_ptr();
     run_pass(simfast::segment_mean_backward_runs_cpu, args, args.B);
     if (channels_last) {

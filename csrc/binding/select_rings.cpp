@@ -16,16 +16,18 @@ struct SelectRings {
 
     SelectRings(const Tensor& given, const Tensor& given_rings, const std::optional<Tensor>& logits,
                 const std::optional<Tensor>& given_classes, bool cuda) {
-        check(given.dim() == 2 && given.scalar_type() == ScalarType::Int, "select_rings: areas must be int32 [B, S]");
+        check(given.dim() == 2 && given.scalar_type() == ScalarType::Int, "select_rings: areas must be int32 [B, S]",
+              Came{given});
         args.B = given.size(0), args.S = given.size(1);
-        areas = torch::stable::contiguous(given);
+        areas = contiguous("select_rings: areas", given);
         slot_rings = integers("select_rings: slot_rings", given_rings, args.S);
         check_same_device("select_rings: areas and slot_rings must be on the same device", given, given_rings);
         if (logits.has_value()) {
             check(given_classes.has_value(), "select_rings: slot_classes must be given with logits");
             check(logits->dim() == 2 && logits->size(1) >= 1 && args.B > 0 && logits->size(0) % args.B == 0 &&
                       logits->size(0) / args.B <= args.S,
-                  "select_rings: logits must be [B * G, L], G at most ", args.S);
+                  "select_rings: logits must be [B * G, L], G at most ", args.S, Came{*logits});
+            product("select_rings: logits", logits->sizes());
             check_same_device("select_rings: areas and logits must be on the same device", given, *logits);
             check_same_device("select_rings: areas and slot_classes must be on the same device", given, *given_classes);
             slot_classes = integers("select_rings: slot_classes", *given_classes, args.S);
@@ -35,7 +37,7 @@ struct SelectRings {
             args.stride_n = logits->stride(0), args.stride_l = logits->stride(1);
             args.G = logits->size(0) / args.B, args.L = logits->size(1);
         }
-        rings = uninitialised(given, {args.B, args.S}, ScalarType::Long);
+        rings = uninitialised("select_rings: rings", given, {args.B, args.S}, ScalarType::Long);
         args.areas = in<int32_t>(areas);
         args.slot_rings = in<int64_t>(slot_rings);
         args.rings = out<int64_t>(rings);

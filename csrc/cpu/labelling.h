@@ -172,18 +172,24 @@ inline uint64_t valid_mask(int64_t W, int64_t w) {
 // One row: its runs, and its links to the row above.
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Writes the start bits, and in base[w] the number of the row's runs before word w. Returns the number of runs.
-template <typename Key>
-int32_t find_runs(const Key* keys, const Forest& f, uint64_t* starts, int32_t* base) {
+// Writes in base[w] the number of the row's runs before word w. Returns the number of runs.
+inline int32_t count_runs(const Forest& f, const uint64_t* starts, int32_t* base) {
     int32_t runs = 0;
     for (int64_t w = 0; w < f.words; ++w) {
-        uint64_t start = ~equal_mask(keys + w * 64, keys + w * 64 - 1) & valid_mask(f.W, w);
-        if (w == 0) start |= 1;
-        starts[w] = start;
         base[w] = runs;
-        runs += std::popcount(start);
+        runs += std::popcount(starts[w]);
     }
     return runs;
+}
+
+// The same, and writes the start bits.
+template <typename Key>
+int32_t find_runs(const Key* keys, const Forest& f, uint64_t* starts, int32_t* base) {
+    for (int64_t w = 0; w < f.words; ++w) {
+        starts[w] = ~equal_mask(keys + w * 64, keys + w * 64 - 1) & valid_mask(f.W, w);
+    }
+    starts[0] |= 1;
+    return count_runs(f, starts, base);
 }
 
 struct Row {
@@ -213,9 +219,10 @@ void link_rows(const Key* keys, const Key* above_keys, const Row& row, const Row
         const auto unite_all = [&](uint64_t bits, int64_t shift) {
             for (; bits; bits &= bits - 1) {
                 const int64_t x = w * 64 + std::countr_zero(bits);
-                const int32_t node = row.node(x);
-                if (f.parent[node] < 0) continue;
-                const int32_t root = unite(f.parent, node, above.node(x + shift));
+                const int32_t node = row.node(x), other = above.node(x + shift);
+                // Equal keys are of one kind, but where labels were changed between two looks at them.
+                if (f.parent[node] < 0 || f.parent[other] < 0) continue;
+                const int32_t root = unite(f.parent, node, other);
                 if (root >= 0) lost(root);
             }
         };
@@ -282,7 +289,9 @@ int32_t label_strip_any(const LabelMap& map, int64_t b, int64_t y0, int64_t y1, 
     return label_strip<int64_t>(map, b, y0, y1, 0, connectivity, make_classes(int64_t{}, 0), f, scratch);
 }
 
-// Links the first row of every strip but the first to the row above it; lost(root) as in link_rows.
+// Links the first row of every strip but the first to the row above it; lost(root) as in link_rows. The labels are read
+// a second time: what lies where is told by the runs as they were found, so that no label, whoever may have changed it
+// meanwhile, leads to a node that does not exist.
 template <typename Lost>
 void join_strips(const LabelMap& map, int64_t b, int64_t H, int64_t num_strips, int32_t connectivity, const Forest& f,
                  const Scratch& scratch, const Lost& lost) {
@@ -292,8 +301,8 @@ void join_strips(const LabelMap& map, int64_t b, int64_t H, int64_t num_strips, 
         for (int i = 0; i < 2; ++i) {
             int64_t* keys = reinterpret_cast<int64_t*>(scratch.keys[i]);
             load_row(map, b, y - 1 + i, f.W, 0, keys);
-            uint64_t* starts = f.starts + (y - 1 + i) * f.words;
-            find_runs(keys, f, starts, scratch.base[i]);
+            const uint64_t* starts = f.starts + (y - 1 + i) * f.words;
+            count_runs(f, starts, scratch.base[i]);
             rows[i] = Row{starts, scratch.base[i], f.row_node[y - 1 + i]};
         }
         link_rows(reinterpret_cast<const int64_t*>(scratch.keys[1]), reinterpret_cast<const int64_t*>(scratch.keys[0]),

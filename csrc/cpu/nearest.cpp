@@ -37,29 +37,36 @@ struct Nearest {
     }
 };
 
-// The workspace: where each class's queries begin in `order`, the queries by class, and [N, num_tiles(R)] nearest rows.
+// The rows of the bank that a class may be compared with.
+struct ClassRows {
+    int64_t first, count;
+};
+
+// The workspace: where each class's queries begin in `order`, the queries by class, their classes (-1 = none), each
+// class's rows, and [N, num_tiles(R)] nearest rows. Classes and rows are looked up once and kept: whoever changes the
+// arguments meanwhile changes no index.
 struct Workspace {
-    int64_t *begin, *order;
+    int64_t *begin, *order, *classes;
+    ClassRows* rows;
     Nearest* nearest;
 
     static int64_t bytes(const NearestArgs& a) {
-        return (a.K + 1 + a.N) * int64_t{sizeof(int64_t)} + a.N * num_tiles(a.R) * int64_t{sizeof(Nearest)};
+        return (a.K + 1 + 2 * a.N) * int64_t{sizeof(int64_t)} + a.K * int64_t{sizeof(ClassRows)} +
+               a.N * num_tiles(a.R) * int64_t{sizeof(Nearest)};
     }
     explicit Workspace(const NearestArgs& a)
         : begin(static_cast<int64_t*>(a.workspace)),
           order(begin + a.K + 1),
-          nearest(reinterpret_cast<Nearest*>(order + a.N)) {}
+          classes(order + a.N),
+          rows(reinterpret_cast<ClassRows*>(classes + a.N)),
+          nearest(reinterpret_cast<Nearest*>(rows + a.K)) {}
 };
 
-bool has_class(const NearestArgs& a, int64_t n) { return a.classes[n] >= 0 && a.classes[n] < a.K; }
-
-int64_t first_row(const NearestArgs& a, int64_t k) { return a.starts ? a.starts[k] : k * a.R; }
-
 // No value in `filled` or `starts` leads outside the bank.
-int64_t filled_rows(const NearestArgs& a, int64_t k) {
-    const int64_t start = first_row(a, k);
-    if (start < 0 || start > a.T) return 0;
-    return std::clamp<int64_t>(a.filled[k], 0, std::min(a.R, a.T - start));
+ClassRows rows_of(const NearestArgs& a, int64_t k) {
+    const int64_t first = a.starts ? a.starts[k] : k * a.R, filled = a.filled[k];
+    if (first < 0 || first > a.T) return {0, 0};
+    return {first, std::clamp<int64_t>(filled, 0, std::min(a.R, a.T - first))};
 }
 
 // `width` values of a row from `offset` on, as sums, and zeros up to the next full vector: zeros on both sides add
@@ -151,7 +158,8 @@ void compare(const NearestArgs& a, const Workspace& space, int64_t k, int64_t t,
     alignas(64) Sum query_space[kQueries * kWidth], row_space[kRows * kWidth], distances[kQueries * kRows] = {};
     const Sum *queries[kQueries], *rows[kRows + 1];
     const char* ahead[kRows + 1];
-    const int64_t num_queries = last - first, row0 = t * kRows, start = first_row(a, k), filled = filled_rows(a, k);
+    const int64_t num_queries = last - first, row0 = t * kRows, start = space.rows[k].first;
+    const int64_t filled = space.rows[k].count;
     const int64_t num_rows = std::min(kRows, filled - row0);
     for (int64_t d = 0; d < a.D; d += kWidth) {
         const int64_t width = std::min(kWidth, a.D - d), padded = (width + kLanes - 1) / kLanes * kLanes;
@@ -186,8 +194,9 @@ void compare(const NearestArgs& a, const Workspace& space, int64_t k, int64_t t,
 template <typename Sum>
 void pick(const NearestArgs& a, const Workspace& space, int64_t n) {
     Nearest nearest{std::numeric_limits<double>::infinity(), -1};
-    if (has_class(a, n)) {
-        const int64_t tiles = num_tiles(filled_rows(a, a.classes[n]));
+    const int64_t k = space.classes[n];
+    if (k >= 0) {
+        const int64_t tiles = num_tiles(space.rows[k].count);
         for (int64_t t = 0; t < tiles; ++t) {
             const Nearest& other = space.nearest[n * num_tiles(a.R) + t];
             nearest.take(other.distance, other.row);
@@ -204,7 +213,7 @@ void pick(const NearestArgs& a, const Workspace& space, int64_t n) {
     for (int64_t d = 0; d < a.D; d += kWidth) {
         const int64_t width = std::min(kWidth, a.D - d);
         const Sum* query = query_block(a, n, d, width, width, query_space);
-        const Sum* row = row_block(a, first_row(a, a.classes[n]) + nearest.row, d, width, width, row_space);
+        const Sum* row = row_block(a, space.rows[k].first + nearest.row, d, width, width, row_space);
         for (int64_t i = 0; i < width; ++i)
             signs[d + i] = static_cast<int8_t>((query[i] > row[i]) - (query[i] < row[i]));
     }
@@ -217,7 +226,7 @@ void compare_shares(const NearestArgs& a, int64_t begin, int64_t end) {
     int64_t tile = 0;
     for (int64_t k = 0; k < a.K; ++k) {
         if (space.begin[k] == space.begin[k + 1]) continue;
-        const int64_t tiles = num_tiles(filled_rows(a, k));
+        const int64_t tiles = num_tiles(space.rows[k].count);
         for (int64_t t = 0; t < tiles; ++t, ++tile) {
             if (tile % kNearestShares < begin || tile % kNearestShares >= end) continue;
             for (int64_t first = space.begin[k]; first < space.begin[k + 1]; first += kQueries) {
@@ -251,13 +260,18 @@ int64_t nearest_workspace_cpu(const NearestArgs& a) { return Workspace::bytes(a)
 void nearest_group_cpu(const NearestArgs& a, int64_t, int64_t) {
     const Workspace space(a);
     std::fill_n(space.begin, a.K + 1, int64_t{0});
+    for (int64_t k = 0; k < a.K; ++k) space.rows[k] = rows_of(a, k);
     for (int64_t n = 0; n < a.N; ++n) {
-        if (has_class(a, n)) ++space.begin[a.classes[n] + 1];
+        const int64_t k = a.classes[n];
+        space.classes[n] = k < a.K ? std::max<int64_t>(k, -1) : -1;
+    }
+    for (int64_t n = 0; n < a.N; ++n) {
+        if (space.classes[n] >= 0) ++space.begin[space.classes[n] + 1];
     }
     for (int64_t k = 0; k < a.K; ++k) space.begin[k + 1] += space.begin[k];
     // begin[k] serves as the place of the class's next query and is moved back afterwards.
     for (int64_t n = 0; n < a.N; ++n) {
-        if (has_class(a, n)) space.order[space.begin[a.classes[n]]++] = n;
+        if (space.classes[n] >= 0) space.order[space.begin[space.classes[n]]++] = n;
     }
     for (int64_t k = a.K; k > 0; --k) space.begin[k] = space.begin[k - 1];
     space.begin[0] = 0;

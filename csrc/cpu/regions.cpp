@@ -130,6 +130,7 @@ int32_t measure(const RegionsArgs& a, const Workspace& ws, int64_t b, int32_t* a
 void keep_largest(const RegionsArgs& a, const Workspace& ws, int32_t found, int32_t* areas) {
     for (int32_t i = 0; i < found; ++i) {
         const Component c = ws.components[i];
+        if (c.class_index < a.num_stuff) continue;  // its label was changed since it was found to be a thing's
         const int64_t first = a.num_stuff + static_cast<int64_t>(c.class_index - a.num_stuff) * a.max_instances;
         int64_t slot = first + a.max_instances;
         if (c.area <= areas[slot - 1]) continue;

@@ -27,13 +27,13 @@ void copy_row(const RingWriteArgs& a, const From* vector, int64_t row) {
 
 void ring_write_cpu(const RingWriteArgs& a, int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-        const int64_t start = a.starts[k], size = a.sizes[k];
-        if (start < 0 || size < 1 || size > a.T - start || a.written[k] < 0) continue;
+        const int64_t start = a.starts[k], size = a.sizes[k], before = a.written[k];
+        if (start < 0 || size < 1 || size > a.T - start || before < 0 || before > INT64_MAX - a.N) continue;
         const int64_t total = std::count(a.classes, a.classes + a.N, k);
-        for (int64_t n = 0, number = 0; number < total; ++n) {
+        for (int64_t n = 0, number = 0; n < a.N && number < total; ++n) {
             if (a.classes[n] != k) continue;
             if (number >= total - size) {
-                const int64_t row = start + (a.written[k] + number) % size;
+                const int64_t row = start + (before + number) % size;
                 if (a.doubles) {
                     copy_row(a, a.doubles + n * a.vectors_stride, row);
                 } else {
@@ -42,7 +42,7 @@ void ring_write_cpu(const RingWriteArgs& a, int64_t begin, int64_t end) {
             }
             ++number;
         }
-        a.written[k] += total;
+        a.written[k] = before + total;
     }
 }
 

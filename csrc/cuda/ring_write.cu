@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1) ring_write_kernel(const __grid_co
     SIMFAST_SHARED(RingShared, shared);
     const int64_t k = blockIdx.x, start = a.starts[k], size = a.sizes[k];
     const int64_t before = a.written[k];
-    if (start < 0 || size < 1 || size > a.T - start || before < 0) return;
+    if (start < 0 || size < 1 || size > a.T - start || before < 0 || before > INT64_MAX - a.N) return;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t total = 0;
     for (int64_t base = 0; base < a.N; base += kThreads) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1) ring_write_kernel(const __grid_co
     if (threadIdx.x == 0) a.written[k] = before + total;
 
     int64_t seen = 0;
-    for (int64_t base = 0; seen < total; base += kThreads) {
+    for (int64_t base = 0; base < a.N && seen < total; base += kThreads) {
         const int64_t n = base + threadIdx.x;
         const bool mine = n < a.N && a.classes[n] == k;
         const unsigned in_warp = __ballot_sync(kFullWarp, mine);

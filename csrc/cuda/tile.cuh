@@ -148,7 +148,10 @@ __device__ __forceinline__ void unite_across_seam(const TypedMap<T>& labels, con
     const auto join = [&](int32_t position) {
         // From root to root, which unite() would not need: chains over many tiles stay short, and every pixel will
         // follow them.
-        const int32_t root = unite(nodes, find_root(nodes, pixel(0, along)), find_root(nodes, pixel(1, position)));
+        const int32_t own = pixel(0, along), other = pixel(1, position);
+        // Equal labels are both nodes, but where they were changed since the tiles were labelled.
+        if (!nodes.holds(own) || !nodes.holds(other)) return;
+        const int32_t root = unite(nodes, find_root(nodes, own), find_root(nodes, other));
         if (root >= 0) lost(root);
     };
     const bool before = along > 0 && at(0, along - 1) == label;

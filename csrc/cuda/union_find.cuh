@@ -51,6 +51,7 @@ __device__ __forceinline__ constexpr bool is_link(int32_t entry) { return entry 
 struct LinkNodes {
     int32_t* entry;
     __device__ __forceinline__ int32_t load(int32_t n) const { return link_to(__ldcg(entry + n)); }
+    __device__ __forceinline__ bool holds(int32_t n) const { return is_link(__ldcg(entry + n)); }
     __device__ __forceinline__ int32_t fetch_min(int32_t n, int32_t value) const {
         return link_to(atomicMax(entry + n, link_to(value)));
     }

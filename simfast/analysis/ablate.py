@@ -1,13 +1,15 @@
 """Runs of an ablation one after the other, or several at a time; what was interrupted is continued."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from simfast.analysis.ablation_table import write_tables
 from simfast.analysis.rows import Run
 from simfast.config import FREE_ON_RESUME, Config
 from simfast.config.config import told_apart
+from simfast.config.yaml_text import is_empty, read_mapping
 from simfast.data.check import check_sample
 from simfast.data.parts import arguments_of, open_part
+from simfast.models import checkpoint
+from simfast.runtime import lock
 from simfast.runtime.console import Progress
 from simfast.runtime.files import write_text
 
@@ -27,6 +32,9 @@ log = logging.getLogger("simfast")
 # Ours in a run's folder: what it is to do, and what it prints where several run at a time.
 SETTINGS, CONSOLE = "settings.yaml", "console.txt"
 SAMPLE_SECONDS = 1.0
+# What a run whose `ablate` was killed has to save, before it is taken for one that somebody trains there.
+SAVING_SECONDS = 60.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # -P: the current folder is the user's, and may hold anything.
 TRAINER = (sys.executable, "-P", "-m", "simfast", "train")
 
@@ -40,7 +48,7 @@ def check_data(runs: list[Run]) -> None:
     """
     sampled = []
     for run in runs:
-        for part, arguments in {} if run.result.exists() else arguments_of(run.config).items():
+        for part, arguments in {} if run.done else arguments_of(run.config).items():
             try:
                 dataset = open_part(run.config, part)
                 problems = [] if arguments in sampled else check_sample(dataset, part, SAMPLE_SECONDS).problems
@@ -64,15 +72,23 @@ def run_all(runs: list[Run], trainer: Sequence[str] = TRAINER, jobs: int = 1) ->
         The runs that failed; those after a failed one are still tried, except those that build on it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the runs in progress got it too, and have saved; call again to continue.
-        ValueError: jobs below 1; a run begun, or done, with other settings.
+        SystemExit: a signal (128 + its number); the runs in progress got it too and have saved; call again to continue.
+        ValueError: jobs below 1; a run begun, or done, with other settings; another program is in the folder of them
+            all, or stays in that of a run.
     """
     if jobs < 1:
         raise ValueError(f"jobs: must be at least 1, got {jobs}")
-    for run in runs:
-        _check_settings(run)
     out = runs[0].config.out.parent
-    waiting, failed = [run for run in runs if not run.result.exists()], []
+    out.mkdir(parents=True, exist_ok=True)
+    with lock.locked(out, "out"):
+        for run in runs:
+            _wait_for_its_end(run.config.out)
+            _check_settings(run)
+        return _run_all(runs, trainer, jobs, out)
+
+
+def _run_all(runs: list[Run], trainer: Sequence[str], jobs: int, out: Path) -> list[Run]:
+    waiting, failed = [run for run in runs if not run.done], []
     with (
         # A single run draws a bar of its own.
         Progress(
@@ -116,9 +132,33 @@ def _command(run: Run, trainer: Sequence[str]) -> list[str]:
     return [*trainer, *where]
 
 
+def _wait_for_its_end(folder: Path) -> None:
+    """Until no program trains in a run's folder: one whose `ablate` was killed is saving.
+
+    Raises:
+        ValueError: it does not end.
+    """
+    since = None
+    while (folder / lock.NAME).exists():
+        try:
+            with lock.locked(folder, "rows"):
+                return
+        except ValueError:
+            now = time.monotonic()
+            if since is None:
+                log.info("%s: another program is in it, as one that saves; waiting for its end", folder)
+            since = since or now
+            if now - since > SAVING_SECONDS:
+                raise
+        time.sleep(0.1)
+
+
 class _Processes:
     """The programs that run, one a run. Within this context Ctrl-C and SIGTERM are handed on to them, and they have all
-    the time they need to save: subprocess.run would kill them after a quarter of a second.
+    the time they need to save: subprocess.run would kill them after a quarter of a second. Where this process is
+    killed, they get SIGTERM.
+
+    In a thread beside the main one, where Python lets nobody handle signals, the program around does.
 
     Attributes:
         running: program by run.
@@ -128,8 +168,10 @@ class _Processes:
 
     def __enter__(self) -> "_Processes":
         self.running: dict[Run, subprocess.Popen] = {}
-        self._received = False
-        self._before = {number: signal.signal(number, self._hand_on) for number in self.SIGNALS}
+        self._received: int | None = None
+        main = threading.current_thread() is threading.main_thread()
+        numbers = [number for number in self.SIGNALS if main and signal.getsignal(number) is not None]
+        self._before = {number: signal.signal(number, self._hand_on) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
@@ -142,21 +184,22 @@ class _Processes:
 
     def start(self, run: Run, command: list[str], quiet: bool) -> None:
         if self._received:  # while none was running
-            raise KeyboardInterrupt
+            raise SystemExit(128 + self._received)
         # This very package, also where it is used from a checkout without being installed.
         path = os.pathsep.join(filter(None, (str(Path(simfast.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONPATH": path}
         if not quiet:
-            self.running[run] = subprocess.Popen(command, env=environment)
+            self.running[run] = subprocess.Popen(command, env=environment, preexec_fn=_with_us())
             return
         with open(run.config.out / CONSOLE, "a") as console:
-            self.running[run] = subprocess.Popen(command, stdout=console, stderr=console, env=environment)
+            own = {"stdout": console, "stderr": console, "env": environment}
+            self.running[run] = subprocess.Popen(command, **own, preexec_fn=_with_us())
 
     def ended(self) -> list[tuple[Run, int]]:
         """The runs that are over, with their exit codes; waits until one is.
 
         Raises:
-            KeyboardInterrupt: a signal stopped them, and all are over.
+            SystemExit: a signal stopped them (128 + its number), and all are over.
         """
         over: list[Run] = []
         while self.running and not over:
@@ -165,18 +208,33 @@ class _Processes:
         codes = [(run, self.running.pop(run).returncode) for run in over]
         # SIGPIPE: whoever read what it printed has gone, and reads nothing of the others either.
         stops = (*self.SIGNALS, signal.SIGPIPE)
-        if self._received or any(code in (128 + n, -n) for _, code in codes for n in stops):
+        stopped = self._received or next((n for _, code in codes for n in stops if code in (128 + n, -n)), None)
+        if stopped:
             self._hand_on(signal.SIGTERM)
             for process in self.running.values():
                 process.wait()
             log.info("stopped; the same command goes on from there")
-            raise KeyboardInterrupt
+            raise SystemExit(128 + stopped)
         return codes
 
     def _hand_on(self, number: int, _frame=None) -> None:
-        self._received = True
+        self._received = self._received or number
         for process in self.running.values():
             process.send_signal(number)
+
+
+def _with_us() -> Callable[[], None] | None:
+    """What a program of ours does before it begins, so that it gets SIGTERM when this process is no more: on Linux."""
+    if sys.platform != "linux":
+        return None
+    prctl, ours = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != ours:  # killed a moment ago
+            os._exit(128 + signal.SIGTERM)
+
+    return ask
 
 
 def _check_settings(run: Run) -> None:
@@ -185,18 +243,35 @@ def _check_settings(run: Run) -> None:
         ValueError: a run that is there was begun with other settings: one table is never of two kinds of runs.
     """
     path = run.config.out / SETTINGS
-    if not path.exists():
+    if (begun := _begun_with(run, path)) is None:
         return
-    # A setting that did not exist then has its default.
-    begun = Config.from_dict(yaml.safe_load(path.read_text()), str(path))
     before = begun.to_dict()
     for key, new in run.config.to_dict().items():
         old, given = before[key], getattr(run.config, key)
-        if run.result.exists() and any(isinstance(x, Path) for x in (given if isinstance(given, tuple) else [given])):
+        if run.done and any(isinstance(x, Path) for x in (given if isinstance(given, tuple) else [given])):
             old, new = _last_parts(old), _last_parts(new)  # what a run that is done has read may have moved since
         if old != new and key not in FREE_ON_RESUME - {"steps"}:
             old, new = told_apart(key, begun, run.config)
             raise ValueError(f"{path}: {key} must stay {old!r} as the run was begun, got {new!r}")
+
+
+def _begun_with(run: Run, path: Path) -> Config | None:
+    """The settings that a run was begun with; None where it is not.
+
+    Raises:
+        ValueError: nothing says which, as after a power loss; names the file.
+    """
+    if not path.exists():
+        return None
+    if not is_empty(path.read_bytes()):
+        return Config.from_dict(read_mapping(path), str(path))  # a setting that did not exist then has its default
+    last = run.config.out / checkpoint.LAST
+    if last.exists():
+        return Config.from_dict(checkpoint.load(last)["config"], str(last))
+    if run.done:
+        remedy = "remove it, if the run is one of these settings"
+        raise ValueError(f"{path}: must have the settings that the run was begun with, got an empty file; {remedy}")
+    return None
 
 
 def _last_parts(stored: Any) -> Any:
@@ -206,7 +281,8 @@ def _last_parts(stored: Any) -> Any:
 
 def _forget_start(out: Path) -> None:
     """Removes what is ours of a run that failed before it left anything: it may begin with other settings."""
-    if not {path.name for path in out.iterdir()} - {SETTINGS, CONSOLE}:
-        (out / SETTINGS).unlink(missing_ok=True)
+    if not {path.name for path in out.iterdir()} - {SETTINGS, CONSOLE, lock.NAME}:
+        for name in (SETTINGS, lock.NAME):
+            (out / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # what it printed stays
             out.rmdir()

@@ -13,6 +13,7 @@ from simfast.config.classes import CITYSCAPES
 from simfast.report.figures import save_curve
 from simfast.report.metrics import read_metrics
 from simfast.report.panels import save_comparison
+from simfast.report.results import read_result
 from simfast.report.signals import TITLES
 from simfast.runtime.files import write_text
 
@@ -40,7 +41,7 @@ def write_tables(runs: list[Run], out: Path) -> None:
     if begun:
         save_curve(out / "curves.png", begun)
     scored = runs[0].config.scored  # a row of the other kind has pictures of other images
-    done = [run for run in reversed(runs) if run.result.exists() and run.panel.exists() and run.config.scored == scored]
+    done = [run for run in reversed(runs) if run.done and run.panel.exists() and run.config.scored == scored]
     panels = {run.row: run.panel for run in done}
     if panels:
         save_comparison(out / "panel.png", dict(reversed(panels.items())), truth=scored)
@@ -52,14 +53,18 @@ def summarise(runs: list[Run]) -> list[dict[str, Any]]:
     signals where there are no labels to score on; IoU of each class at the last step; the gap closed, (row -
     source-only) / (target-only - source-only), of last mIoU where both are there; and the paper's figure where it has
     one for these data sets and this network."""
-    found_of = {run: json.loads(run.result.read_text()) for run in runs if run.result.exists()}
+    found_of = {run: found for run in runs if (found := read_result(run.result)) is not None}
     results = {run: _scores(result) for run, result in found_of.items()}
     rows = []
     for name in dict.fromkeys(run.row for run in runs):
         own = [run for run in runs if run.row == name]
         found = [results[run] for run in own if run in results]
         config = own[0].config
-        row: dict[str, Any] = {"row": name, "trained": config.row, "seeds": [result["seed"] for result in found]}
+        row: dict[str, Any] = {
+            "row": name,
+            "trained": config.row,
+            "seeds": [run.config.seed for run in own if run in results],
+        }
         for which in ("last", "best"):
             row[which], row[f"{which}_spread"] = _mean_and_spread(result[which]["miou"] for result in found)
         chosen = [found_of[run]["last"]["miou"] for run in own if "report" in found_of.get(run, {})]
@@ -69,12 +74,12 @@ def summarise(runs: list[Run]) -> list[dict[str, Any]]:
             row[which], row[f"{which}_spread"] = _mean_and_spread(values)
         names = [key for key in (found[0]["last"] if found else {}) if key.startswith("iou/")]
         row["classes"] = {
-            key.removeprefix("iou/"): _mean_and_spread(result["last"][key] for result in found)[0] for key in names
+            key.removeprefix("iou/"): _mean_and_spread(result["last"].get(key) for result in found)[0] for key in names
         }
         papers = config.target == "cityscapes" and config.classes == CITYSCAPES
         published = PUBLISHED.get((" + ".join(config.source), config.arch), {}) if papers else {}
         row |= {"paper": published.get(name), "recipe": config.recipe, "gap_closed": None}
-        row["environments"] = [result["environment"] for result in found]
+        row["environments"] = [result.get("environment") for result in found]
         rows.append(row)
     last = {row["row"]: row["last"] for row in rows}
     lower, upper = last.get("source-only"), last.get("target-only")

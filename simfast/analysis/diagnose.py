@@ -20,7 +20,7 @@ from simfast.data import open_dataset
 from simfast.data.loader import Batch, DomainLoader
 from simfast.data.parts import arguments_of, open_part, open_source
 from simfast.data.transfer import transfer
-from simfast.inference.pseudo_labels import require_labels
+from simfast.inference.label_folder import require_labels
 from simfast.models import checkpoint
 from simfast.models.restore import require_same_names
 from simfast.runtime.environment import environment

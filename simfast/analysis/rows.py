@@ -1,13 +1,19 @@
 """Rows of the paper's tables, and the runs that they need."""
 
 import dataclasses
+import hashlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simfast.config import Config
+from simfast.config.yaml_text import read_yaml
+from simfast.report.results import read_result
+
+LONGEST = 200
+"""Bytes of a row's name in that of its folder, where a seed and what is unfinished come behind it."""
 
 # The modules of Tables 2 and 6, beside what sweeps of Tables 3 and 4 add. "it" is the transfer that the settings name.
 ROWS: dict[str, dict[str, Any]] = {
@@ -43,6 +49,11 @@ class Run:
     @property
     def result(self) -> Path:
         return self.config.out / "result.json"
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a result that can be read; see `read_result` for errors."""
+        return read_result(self.result) is not None
 
     @property
     def panel(self) -> Path:
@@ -92,7 +103,7 @@ def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
     row, *extra = name.split(",")
     if row not in ROWS:
         raise ValueError(f"rows: {row!r} must be one of {', '.join([*ROWS, *GROUPS])}")
-    settings = {key.replace("-", "_"): yaml.safe_load(value) for key, _, value in (one.partition("=") for one in extra)}
+    settings = {key.replace("-", "_"): _value(name, value) for key, _, value in (one.partition("=") for one in extra)}
     settings = {"stage": 1, "stage1": None, "pseudo_labels": None} | ROWS[row] | settings | {"seed": seed}
     if "+it" not in row:
         settings |= {"transfer": "none", "source_images": None}
@@ -100,10 +111,26 @@ def _runs_of(name: str, seed: int, config: Config) -> list[Run]:
         config.transfer == "none" and not any(config.source_images) and not {"transfer", "source_images"} & {*settings}
     ):
         settings |= {"transfer": "fda"}  # what can be had without a download
-    settings["out"] = str(config.out / f"{name.replace(',', '-')}-seed{seed}")
+    settings["out"] = str(config.out / f"{folder_name(name)}-seed{seed}")
     if settings["stage"] == 1:
         return [Run(name, Config.from_dict(settings, f"rows: {name}", config))]
     # Stage 2 builds on the row without it, which is run once for both.
     before = _runs_of(",".join([row.removesuffix("+ssl"), *extra]), seed, config)
     settings["stage1"] = str(before[-1].config.out)
     return [*before, Run(name, Config.from_dict(settings, f"rows: {name}", config))]
+
+
+def _value(row: str, text: str) -> Any:
+    try:
+        return read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"rows: {row}: {error}") from error
+
+
+def folder_name(row: str) -> str:
+    """A row's name as that of one folder, whatever its settings hold: paths, or more than a name may be long."""
+    plain = re.sub(r"[/\\\x00-\x1f]", "_", row.replace(",", "-"))
+    if plain == row.replace(",", "-") and len(os.fsencode(plain)) <= LONGEST:
+        return plain
+    digest = hashlib.blake2b(os.fsencode(row), digest_size=4).hexdigest()
+    return f"{os.fsencode(plain)[:LONGEST].decode(errors='ignore')}-{digest}"

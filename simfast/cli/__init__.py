@@ -1,18 +1,17 @@
 """The command `simfast`. Its help needs neither torch nor anything else that takes long to import."""
 
+import logging
 import os
+import random
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from simfast.runtime.pipe import quiet_pipe
 
-# CPU threads that wait by spinning make a step several times slower as soon as another program wants a core.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Deterministic matrix products on a GPU need this before the first one (NVIDIA cuBLAS documentation).
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-if os.environ.get("RANK", "0") != "0":  # one progress bar for all processes of torchrun
-    os.environ["TQDM_DISABLE"] = "1"
+# What has to be there for a command to run: the packages of the extra `train`, by the names of their modules.
+TRAINING = ("PIL", "cv2", "matplotlib", "numpy", "pydantic", "pydantic_core", "tabulate", "tensorboard", "tqdm")
+TRAINING += ("tyro", "yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -21,6 +20,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: 0 if all is well, else 1 with what went wrong; 2 for a bad command line; 128 + the signal's number.
     """
+    # CPU threads that wait by spinning make a step several times slower as soon as another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if os.environ.get("RANK", "0") != "0":  # one progress bar for all processes of torchrun
+        os.environ["TQDM_DISABLE"] = "1"
     with quiet_pipe():
         status = call(sys.argv[1:] if argv is None else argv)
         raise SystemExit(status if isinstance(status, int) else 0)
@@ -42,16 +45,20 @@ def call(argv: Sequence[str]) -> Any:
         from simfast.cli.commands import COMMANDS
         from simfast.cli.parse import parse
         from simfast.cli.places import require_places
-        from simfast.runtime.console import set_up_logging
+        from simfast.runtime.console import on_terminal
+
+        # Of several processes of torchrun the first one tells.
+        with on_terminal(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR):
+            drawn = random.getstate()
+            command = parse(argv, COMMANDS)
+            random.setstate(drawn)  # tyro draws numbers that are the program's around
+            require_places(command)
+            return command.run()
     except ModuleNotFoundError as error:
-        if error.name in ("tyro", "yaml", "tqdm"):
-            raise SystemExit("simfast: needs its training packages: pip install 'simfast[train]'") from error
-        raise
-    try:
-        command = parse(argv, COMMANDS)
-        require_places(command)
-        set_up_logging()
-        return command.run()
+        if (name := (error.name or "").split(".")[0]) not in TRAINING:
+            raise
+        remedy = f"pip install 'simfast[train]' (got no {name})"
+        raise SystemExit(f"simfast: needs its training packages: {remedy}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"simfast {argv[0]}: {error}") from error
     except KeyboardInterrupt:  # where no step is to be finished, or for the second time

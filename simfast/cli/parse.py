@@ -16,12 +16,12 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
-from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, Config
+from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, MOVABLE, Config
 from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
 from simfast.config.presets import PRESETS, RECIPES
 from simfast.config.settings import GROUPS
-from simfast.config.yaml_text import read_yaml
+from simfast.config.yaml_text import read_mapping
 
 DESCRIPTION = """Adapt semantic segmentation by stuff and instance matching (SIM, CVPR 2020).
 
@@ -274,18 +274,12 @@ def _begun(path: Path) -> Config:
         if stored.stage == "all":  # its two runs are inside
             return dataclasses.replace(stored, resume=path, out=path)
     path = checkpoint.resolve(path)
-    stored = Config.from_dict(checkpoint.load(path)["config"], str(path))
+    stored = Config.from_dict(checkpoint.load_run(path)["config"], str(path))
     return dataclasses.replace(stored, resume=path, out=path.parent)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        loaded = read_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: must be a readable YAML file, got {error}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: must hold a mapping of settings, got {type(loaded).__name__}")
-    settings = flattened(loaded, str(path))
+    settings = flattened(read_mapping(path), str(path))
     for key in COMMAND_LINE_ONLY & settings.keys():
         raise ValueError(f"{path}: {key} belongs on the command line, got {settings[key]!r}")
     return settings
@@ -301,9 +295,17 @@ def _resumed(config: Config, stored: Config) -> Config:
         raise ValueError(f"out: a resumed run stays in its folder {stored.out}, got {config.out}")
     before, now = stored.to_dict(), config.to_dict()
     # The second stage has begun from the end of the first one, wherever that was.
-    free = FREE_ON_RESUME - {"steps"} if stored.stage == "all" else FREE_ON_RESUME
+    free = (FREE_ON_RESUME | MOVABLE) - ({"steps"} if stored.stage == "all" else set())
     for key in before:
-        if key not in free and before[key] != now[key]:
+        if before[key] != now[key] and (key not in free or _of_what_kind(key, stored) != _of_what_kind(key, config)):
             old, new = told_apart(key, stored, config)
             raise ValueError(f"{key}: a resumed run keeps its settings ({old!r} in {config.resume}), got {new!r}")
     return config if config.stage == "all" else dataclasses.replace(config, resume=stored.resume)
+
+
+def _of_what_kind(key: str, config: Config) -> Any:
+    """What of a setting stays, wherever the data lie: whether there are such at all, where that is another method."""
+    value = getattr(config, key)
+    if key == "source_images":
+        return [source.images is not None for source in config.sources]
+    return {"eval_images": value is None, "eval_split": value == "none"}.get(key)

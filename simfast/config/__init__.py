@@ -1,5 +1,5 @@
 """Settings and their named starting points."""
 
-from simfast.config.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, Config
+from simfast.config.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, MOVABLE, Config
 
-__all__ = ["COMMAND_LINE_ONLY", "FREE_ON_RESUME", "Config"]
+__all__ = ["COMMAND_LINE_ONLY", "FREE_ON_RESUME", "MOVABLE", "Config"]

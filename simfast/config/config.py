@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simfast.config.bounds import BOUNDS
 from simfast.config.settings import GROUPS, Data, Losses, Matching, Model, Run, Step
 
 
-def _require(holds: bool, name: str, rule: str, came: Any) -> None:
+def _require(holds: bool, name: str, rule: str | None, came: Any) -> None:
     if not holds:
         raise ValueError(f"{name}: {rule}, got {came!r}")
 
@@ -41,61 +42,34 @@ class Config(Step, Matching, Losses, Model, Data, Run):
     """
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "log_every", "eval_every", "stuff_rows", "max_instances"):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in (
-            "workers",
-            "panel_images",
-            "seed",
-            "weight_decay",
-            "lambda_seg",
-            "lambda_adv",
-            "lambda_ci",
-            "lambda_ci_stage2",
-            "lambda_d",
-            "lambda_mix",
-        ):
-            _require(getattr(self, name) >= 0, name, "must not be negative", getattr(self, name))
-        for name in ("lr", "lr_d", "head_lr_factor"):
-            _require(getattr(self, name) > 0, name, "must be positive", getattr(self, name))
-        for name in ("source_size", "target_size"):
-            _require(min(getattr(self, name)) >= 32, name, "must be at least 32 x 32", getattr(self, name))
+        for name, bound in BOUNDS.items():
+            value = getattr(self, name)
+            _require((rule := bound.breach(value)) is None, name, rule, value)
         for name in OF_EACH_SOURCE:
             rule = f"must be one, or one for each source ({len(self.source)})"
             own = getattr(self, name)
             came = [str(value) if isinstance(value, Path) else value for value in own]
             _require(len(own) in {1, len(self.source)}, name, rule, came)
-        _require(min(self.source_share) >= 1, "source_share", "must be whole numbers from 1 on", self.source_share)
         if (self.eval_images is None) != (self.eval_labels is None):
             given, missing = ("images", "labels") if self.eval_labels is None else ("labels", "images")
             _require(False, f"eval_{missing}", f"must be given with --eval-{given}", None)
         allowed = ("auto", *self.classes.sets)
         rule = f"must be one of {', '.join(allowed)} with the classes {self.classes.title}"
         _require(self.score_classes in allowed, "score_classes", rule, self.score_classes)
-        _require(0 < self.fda_beta < 0.5, "fda_beta", "must be in (0, 0.5)", self.fda_beta)
-        _require(0 < self.pseudo_cap <= 1, "pseudo_cap", "must be in (0, 1]", self.pseudo_cap)
         if self.stage == 2:
             rule = "must be stage 1's run folder or a checkpoint for --stage 2 (or give --pseudo-labels)"
             _require(bool(self.stage1 or self.pseudo_labels), "stage1", rule, self.stage1)
         if self.method == "target-only":
             _require(self.stage == 1, "stage", "must be 1 with target-only, which needs no pseudo labels", self.stage)
             _require(self.transfer == "none", "transfer", "must be none with target-only", self.transfer)
-        _require(0 <= self.teacher_decay < 1, "teacher_decay", "must be in [0, 1)", self.teacher_decay)
-        _require(0 <= self.confidence < 1, "confidence", "must be in [0, 1)", self.confidence)
         if self.self_training == "online":
             rule = "must be none where no target image passes through the network in training"
             _require(self.uses_target, "self_training", rule, self.self_training)
         if self.batch_norm == "per-domain":
             rule = "must be train or frozen where no target image passes through the network in training"
             _require(self.uses_target, "batch_norm", rule, self.batch_norm)
-        _require(0 <= self.momentum < 1, "momentum", "must be in [0, 1)", self.momentum)
         _require(not self.nesterov or self.momentum > 0, "momentum", "must be positive for nesterov", self.momentum)
-        _require(
-            len(self.head_dilations) > 0 and min(self.head_dilations) >= 1,
-            "head_dilations",
-            "must be positive",
-            self.head_dilations,
-        )
+        _require(len(self.head_dilations) > 0, "head_dilations", "must be one or more", self.head_dilations)
         _require(
             self.schedule_steps >= self.steps,
             "schedule_steps",
@@ -176,6 +150,10 @@ class Config(Step, Matching, Losses, Model, Data, Run):
             settings[name] = value if isinstance(value := settings[name], list | tuple) else [value]
         if type(settings.get("score_classes")) is int:  # older runs, and YAML
             settings["score_classes"] = str(settings["score_classes"])
+        for name in BOUNDS.keys() | {"stage"}:
+            value = settings.get(name)
+            if any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value])):
+                raise ValueError(f"{where}: {name}: must be a number, got {value!r}")
         try:
             before = (Config() if base is None else base)._listed() | (OLDER_RUNS if base is None else {})
             return pydantic.TypeAdapter(Config).validate_python(before | settings)
@@ -231,3 +209,10 @@ OLDER_RUNS = {"bank_dtype": "float32"}
 COMMAND_LINE_ONLY = {"config", "out", "resume"}
 # What may differ between a run and its continuation: nothing that changes the bits of the steps in between.
 FREE_ON_RESUME = COMMAND_LINE_ONLY | {"cache", "workers", "log_every", "eval_every", "panel_images", "steps"}
+# Where the data lie and what computes, which may also differ: the files' names are compared when they are opened.
+MOVABLE = {
+    *("source_root", "source_split", "source_labels", "source_ids", "source_images"),
+    *("target_root", "target_split", "target_labels", "target_ids"),
+    *("eval_split", "eval_images", "eval_labels", "report_split"),
+    *("pseudo_labels", "stage1", "weights", "device", "step_mode", "skip_bad_files"),
+}

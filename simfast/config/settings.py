@@ -113,6 +113,9 @@ class Data:
     """Folder that `simfast prepare` filled for these settings; the data sets' own files are then not read."""
     flip: bool = False
     """Mirror half of the training images."""
+    skip_bad_files: int = 0
+    """Up to so many files to train on may be bad: each is named, and the next one in the order of its data set stands
+    in for it. Of several processes, each has so many. Held-out files must all be good: scores are over all of them."""
     workers: int = 4
     """Processes that read data, or threads where a cache has it all and in `simfast predict`; 0 = none beside the
     program's own."""

@@ -1,6 +1,7 @@
 """YAML that a user writes or is shown; imported where it is needed alone: operations and networks do without."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,12 +33,38 @@ def read_yaml(text: str) -> Any:
     """What a YAML file of a user's holds, in plain values.
 
     Raises:
-        ValueError: it is none, a key stands twice, or a number is not what it looks like.
+        ValueError: it is none, a key stands twice, a number is not what it looks like, or it is nested too deeply.
     """
     try:
         return yaml.load(text, _Plain)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("lists or mappings nested too deeply") from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file of settings holds.
+
+    Raises:
+        ValueError: it is no mapping in YAML and UTF-8; names the file.
+        OSError: it cannot be read.
+    """
+    text = path.read_bytes()
+    try:
+        loaded = read_yaml(text.decode("utf-8-sig"))
+    except ValueError as error:
+        came = "an empty file" if is_empty(text) else error
+        raise ValueError(f"{path}: must be a readable YAML file, got {came}") from error
+    if not isinstance(loaded, dict):
+        came = "an empty file" if loaded is None else type(loaded).__name__
+        raise ValueError(f"{path}: must hold a mapping of settings, got {came}")
+    return loaded
+
+
+def is_empty(content: bytes) -> bool:
+    """Whether a file's content is what a power loss may leave of one: nothing, or zeros."""
+    return not content.strip(b"\0 \n")
 
 
 def one_line(value: Any) -> str:

@@ -1,30 +1,39 @@
-"""Prepared data: resized images and train ids as plain .npy shards that are mapped, not decoded; `prepare` writes them.
+"""Prepared data: resized images and train ids in plain .npy shards that are read, not decoded; `prepare` writes them.
 
-CACHE/PART/index.json says what the shards hold, with a checksum of each; a part is one `Description`.
+CACHE/PART/index.json says what the shards hold, with a checksum of each shard and each item; a part is one
+`Description`. Shards are not mapped into memory: of a file that is cut short under a mapping, the process dies.
 """
 
 import hashlib
-import json
+import logging
+import math
+import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from simfast.config.classes import Classes
+from simfast.data.cache_index import FORMAT, INDEX_FILE, Index, Shard, ShardFile, part_name, read_index
 from simfast.data.dataset import Description, SegmentationDataset
 from simfast.data.labels import LabelCoding
 from simfast.data.listing import nfc
 from simfast.data.processes import spread
+from simfast.runtime.files import checksum
 
-FORMAT = 1
+log = logging.getLogger("simfast")
+
+REMEDY = "run `simfast prepare`, which writes such files anew"
 
 
 class CachedDataset:
     """What a prepared part holds; items, `names`, `class_ids` and `size` as `SegmentationDataset`'s, byte for byte.
+
+    An item raises ValueError where its shard cannot be read or does not hold what was prepared; it names the file.
 
     Attributes:
         part: the folder of the part.
@@ -32,7 +41,7 @@ class CachedDataset:
         problems, passed_over: as `SegmentationDataset`'s.
     """
 
-    def __init__(self, part: Path, index: dict[str, Any], labelled: bool, coding: LabelCoding):
+    def __init__(self, part: Path, index: Index, labelled: bool, coding: LabelCoding):
         """
         Args:
             part: folder that `prepare` wrote.
@@ -44,18 +53,19 @@ class CachedDataset:
             ValueError: a shard that is missing or has another length than written; names the file.
         """
         self.part, self.index, self.coding = part, index, coding
-        self.names: list[str] = index["names"]
-        self.class_ids = tuple(index["class_ids"])
-        self.size = tuple(index["description"]["size"])
+        self.names: list[str] = index.names
+        self.class_ids = tuple(index.class_ids)
+        self.size = index.description.size
         self.problems: tuple[str, ...] = ()
         self.passed_over: tuple[str, ...] = ()
         self._labelled, self._replaced = labelled, None
-        self._maps: dict[str, np.ndarray] = {}
-        for shard in index["shards"]:
-            for file in (shard["images"], shard["labels"]):
-                path = part / file["file"] if file else part
-                if file and (not path.is_file() or path.stat().st_size != file["bytes"]):
-                    raise ValueError(f"{path}: must have {file['bytes']} bytes, as prepared; run `simfast prepare`")
+        for shard in index.shards:
+            for file in filter(None, (shard.images, shard.labels)):
+                if problem := length_problem(part, file):
+                    raise ValueError(problem)
+        width, height = self.size
+        self._images = [[(3, height, width)] * shard.items for shard in index.shards]
+        self._labels = [label_shapes(part, index.description, shard) for shard in index.shards] if labelled else []
 
     @property
     def classes(self) -> Classes:
@@ -69,24 +79,28 @@ class CachedDataset:
         return self.image(i), self.label(i), self.names[i]
 
     def image(self, i: int) -> Tensor:
-        """The image of item i alone, uint8 [3, H, W]: a view of the file."""
-        number, place = divmod(i, self.index["shard_items"])
-        return torch.from_numpy(self._map(self.index["shards"][number]["images"]["file"])[place])
+        """The image of item i alone, uint8 [3, H, W], in memory of its own."""
+        number, place = divmod(i, self.index.shard_items)
+        return self._read(self.index.shards[number].images, self._images[number], place, i)
 
     def label(self, i: int) -> Tensor:
-        """The label map of item i alone, uint8 [H, W]: a view of the file; empty [0] where none are read."""
+        """The label map of item i alone, uint8 [H, W], in memory of its own; empty [0] where none are read."""
         if self._replaced is not None:
             return self._replaced.label(i)
         if not self._labelled:
             return torch.empty(0, dtype=torch.uint8)
-        number, place = divmod(i, self.index["shard_items"])
-        labels = self.index["shards"][number]["labels"]
-        pixels = self._map(labels["file"])
-        if labels["shapes"] is None:
-            return torch.from_numpy(pixels[place])
-        ends = np.cumsum([height * width for height, width in labels["shapes"]])
-        height, width = labels["shapes"][place]
-        return torch.from_numpy(pixels[ends[place] - height * width : ends[place]].reshape(height, width))
+        number, place = divmod(i, self.index.shard_items)
+        return self._read(self.index.shards[number].labels, self._labels[number], place, i)
+
+    def _read(self, file: ShardFile, shapes: Sequence[tuple[int, ...]], place: int, i: int) -> Tensor:
+        path = self.part / file.file
+        try:
+            pixels = read_item(path, file, shapes, place)
+        except OSError as error:
+            raise ValueError(f"{path}: must be a readable shard, got {error}; {REMEDY}") from error
+        if file.crc32 is not None and zlib.crc32(pixels) != file.crc32[place]:
+            raise ValueError(f"{path}: must be as prepared, got another checksum of {self.names[i]}; {REMEDY}")
+        return torch.from_numpy(pixels)
 
     @property
     def read_from(self) -> dict[str, str]:
@@ -101,15 +115,6 @@ class CachedDataset:
         other._replaced = unlabelled.with_labels(folder, resize_labels)
         other.problems, other.passed_over = other._replaced.problems, self.passed_over
         return other
-
-    def _map(self, file: str) -> np.ndarray:
-        if file not in self._maps:
-            # Copy-on-write: torch wants memory that it may write to, and what it wrote would stay out of the file.
-            self._maps[file] = np.asarray(np.load(self.part / file, mmap_mode="c"))
-        return self._maps[file]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}  # each process maps the files itself
 
 
 def open_cached(
@@ -129,9 +134,9 @@ def open_cached(
     kinds = [description]
     if not description.labelled:
         kinds += [replace(description, labelled=True, resize_labels=resize) for resize in (True, False)]
-    part = next((part for kind in kinds if (part := cache / part_name(kind)) and (part / "index.json").is_file()), None)
+    part = next((part for kind in kinds if (part := cache / part_name(kind)) and (part / INDEX_FILE).is_file()), None)
     if part is None:
-        there = ", ".join(path.parent.name for path in sorted(cache.glob("*/index.json"))) or "nothing"
+        there = ", ".join(path.parent.name for path in sorted(cache.glob(f"*/{INDEX_FILE}"))) or "nothing"
         unfinished = " unfinished and" if (cache / part_name(description)).is_dir() else ""
         raise ValueError(
             f"{cache / part_name(description)}: must be a prepared part, got it{unfinished} not among what is there "
@@ -140,32 +145,66 @@ def open_cached(
     index = read_index(part)
     if files is not None:
         require_same_files(part, index, files)
+    if index.format < FORMAT:
+        rule = "prepared by an older version, so that shards that change pass unseen; `simfast prepare` adds checksums"
+        log.warning("%s: %s", part, rule)
     dataset = CachedDataset(part, index, description.labelled, coding)
     if files is not None:
         dataset.passed_over = files.passed_over
     return dataset
 
 
-def part_name(description: Description) -> str:
-    """The folder of a part: its description in words, and a hash of all of it."""
-    digest = hashlib.blake2b(json.dumps(description.to_dict(), sort_keys=True).encode(), digest_size=4)
-    return f"{description}-{digest.hexdigest()}"
+def length_problem(part: Path, file: ShardFile) -> str | None:
+    """A sentence where a file of a shard is not there, or has another length than written."""
+    path = part / file.file
+    if path.is_file() and path.stat().st_size == file.bytes:
+        return None
+    return f"{path}: must have {file.bytes} bytes, as prepared; {REMEDY}"
 
 
-def read_index(part: Path) -> dict[str, Any]:
-    """What a finished part holds.
+def label_shapes(part: Path, description: Description, shard: Shard) -> list[tuple[int, int]]:
+    """Height and width of each label map of a shard, which has some.
 
     Raises:
-        ValueError: index.json is missing, broken, or of another version.
+        ValueError: the file is no array, or has no room for them; names it.
     """
-    path = part / "index.json"
+    width, height = description.size
+    shapes = shard.labels.shapes
+    if shapes is None:
+        shapes = [(height, width)] * shard.items
+        if not description.resize_labels:  # only the file itself says it, in format 1
+            path = part / shard.labels.file
+            try:
+                shapes = [np.load(path, mmap_mode="r", allow_pickle=False).shape[1:]] * shard.items
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(f"{path}: must be a shard, got {error}; {REMEDY}") from error
+    return shapes
+
+
+def read_item(path: Path, file: ShardFile, shapes: Sequence[tuple[int, ...]], place: int) -> np.ndarray:
+    """An item of a shard, uint8 of its shape; not verified.
+
+    Args:
+        path: of the file.
+        file: what the index says of it.
+        shapes: of all its items.
+        place: which of them.
+
+    Raises:
+        OSError: it cannot be read, or ends before.
+    """
+    pixels = np.empty(shapes[place], np.uint8)
+    left, at = memoryview(pixels).cast("B"), file.bytes - sum(map(math.prod, shapes[place:]))
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: must be the index of a prepared part, got {error}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"{path}: must have format {FORMAT}; delete {part} and run `simfast prepare` again")
-    return index
+        while left:
+            count = os.preadv(number, [left], at)
+            if count == 0:
+                raise OSError(f"an end after {at} of {file.bytes} bytes")
+            left, at = left[count:], at + count
+    finally:
+        os.close(number)
+    return pixels
 
 
 def fingerprint(names: Sequence[str], files: Sequence[Path]) -> str:
@@ -183,13 +222,13 @@ def fingerprint(names: Sequence[str], files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def require_same_files(part: Path, index: dict[str, Any], files: SegmentationDataset) -> None:
+def require_same_files(part: Path, index: Index, files: SegmentationDataset) -> None:
     """
     Raises:
         ValueError: the part was made from files of other names or lengths; names the first.
     """
     where, remedy = files.read_from["images"], f"delete {part} and run `simfast prepare` again, or use another cache"
-    prepared = index["names"]  # as older versions wrote them, composed in any way
+    prepared = index.names  # as older versions wrote them, composed in any way
     if [nfc(name) for name in files.names] != [nfc(name) for name in prepared]:
         differing = sorted({nfc(name) for name in prepared} ^ {nfc(name) for name in files.names})
         came = f"only in one of them: {differing[0]} ..." if differing else "in another order"
@@ -197,13 +236,13 @@ def require_same_files(part: Path, index: dict[str, Any], files: SegmentationDat
             f"{part}: must be made from the files in {where}, got {len(prepared)} names prepared and "
             f"{len(files)} there ({came}); {remedy}"
         )
-    for number, shard in enumerate(index["shards"]):
-        first = number * index["shard_items"]
-        for kind, paths in (("images", files.images), ("labels", files.labels)):
-            if paths is None or shard[kind] is None:
+    for number, shard in enumerate(index.shards):
+        first = number * index.shard_items
+        for kind, paths, file in (("images", files.images, shard.images), ("labels", files.labels, shard.labels)):
+            if paths is None or file is None:
                 continue
-            here = slice(first, first + index["shard_items"])
-            if fingerprint(prepared[here], paths[here]) != shard[kind]["made_from"]:
+            here = slice(first, first + index.shard_items)
+            if fingerprint(prepared[here], paths[here]) != file.made_from:
                 raise ValueError(
                     f"{part}: must be made from the files in {files.read_from[kind]}, got other lengths of the {kind} "
                     f"from {files.names[first]} on; {remedy}"
@@ -217,24 +256,25 @@ def verify(part: Path, workers: int = 0) -> list[str]:
         ValueError: no readable index.
     """
     index = read_index(part)
-    found = spread(_verify_shard, part, index["shards"], workers, len(index["shards"]), f"verify {part.name}", "shard")
+    found = spread(_verify_shard, part, index.shards, workers, len(index.shards), f"verify {part.name}", "shard")
     return sorted(problem for problems in found for problem in problems)
 
 
-def _verify_shard(part: Path, shard: dict[str, Any], tick) -> list[str]:
-    problems = []
-    for file in (shard["images"], shard["labels"]):
-        if file:
-            path = part / file["file"]
-            if not path.is_file():
-                problems.append(f"{path}: must be there, as prepared; run `simfast prepare`")
-            elif checksum(path) != file["checksum"]:
-                problems.append(f"{path}: its checksum is not the prepared one; delete it and run `simfast prepare`")
+def _verify_shard(part: Path, shard: Shard, tick) -> list[str]:
+    problems = [file_problem(part, file) for file in (shard.images, shard.labels) if file]
     tick()
-    return problems
+    return [problem for problem in problems if problem]
 
 
-def checksum(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 128 bits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def file_problem(part: Path, file: ShardFile) -> str | None:
+    """A sentence where a file of a shard is not, byte for byte, what was written."""
+    path = part / file.file
+    try:
+        with path.open("rb") as content:
+            if checksum(content) == file.checksum:
+                return None
+    except FileNotFoundError:
+        return f"{path}: must be there, as prepared; {REMEDY}"
+    except OSError as error:
+        return f"{path}: must be readable, got {error}; {REMEDY}"
+    return f"{path}: its checksum is not the prepared one; {REMEDY}"

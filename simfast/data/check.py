@@ -1,5 +1,6 @@
 """Reads a data set before a long run does, all of it or a sample, and tells what is wrong and what is suspicious."""
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from simfast.data.suspicions import Found, all_void, suspicions
 
 ITEMS_PER_JOB = 16
 SAMPLE = 32
+MOST_NAMED = 5
+_DIFFERS = re.compile(r"\S*/\S+|\(\d+ bytes not processed\)")
+"""What sentences about one fault differ in from file to file, behind the file's own name."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def check_part(
     """`check_data` of what `open_dataset` opens by these arguments; what keeps it from opening is a problem too."""
     try:
         dataset = open_dataset(name, root, split, size, complete=False, **options)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return DataReport(0, [str(error)], [])
     return check_data(dataset, workers, part)
 
@@ -69,12 +73,15 @@ def check_data(dataset: Dataset, workers: int, part: str = "source") -> DataRepo
         part: which of `simfast.data.parts.arguments_of` it is.
     """
     problems = list(dataset.problems)
-    if isinstance(dataset, CachedDataset):
+    cached = isinstance(dataset, CachedDataset)
+    if cached:
         problems += verify(dataset.part, workers)
     starts = range(0, len(dataset), ITEMS_PER_JOB)
     jobs = [range(first, min(first + ITEMS_PER_JOB, len(dataset))) for first in starts]
     found = spread(_inspect_all, dataset, jobs, workers, len(dataset), "check")
-    return _report(dataset, part, problems, [item for items in found for item in items])
+    told = {_file_of(problem) for problem in problems}  # of a shard that is damaged, each item says so, too
+    items = [item for items in found for item in items]
+    return _report(dataset, part, problems, [item.without(told) for item in items] if cached else items)
 
 
 def check_sample(dataset: Dataset, part: str, seconds: float, labels: bool = True) -> DataReport:
@@ -137,15 +144,14 @@ def report_text(reports: dict[str, DataReport], classes: Classes, most: int = 20
     Args:
         reports: part -> report.
         classes: the class list.
-        most: problems listed of a part; the others are counted.
+        most: kinds of problems listed of a part, each with one file's sentence and some more files' names; the others
+            are counted.
     """
     lines = []
     for part, report in reports.items():
         bad = f"problems: {len(report.problems)}" if report.problems else "no problem"
         bad += f", warnings: {len(report.warnings)}" if report.warnings else ""
-        lines += [f"{part}: {report.images} images, {bad}", *(f"  {text}" for text in report.problems[:most])]
-        if len(report.problems) > most:
-            lines.append(f"  ... and {len(report.problems) - most} more")
+        lines += [f"{part}: {report.images} images, {bad}", *(f"  {text}" for text in _in_kinds(report.problems, most))]
         lines += [f"  warning: {text}" for text in report.warnings] + [f"  {text}" for text in report.passed_over]
     labelled = {part: report for part, report in reports.items() if report.pixels is not None}
     if labelled:
@@ -156,6 +162,28 @@ def report_text(reports: dict[str, DataReport], classes: Classes, most: int = 20
         table = tabulate(rows, headers=["pixels, %", *labelled], disable_numparse=True, stralign="right")
         lines += ["", table, *_only_in_one_domain(labelled, classes)]
     return "\n".join(lines)
+
+
+def _in_kinds(problems: Sequence[str], most: int) -> list[str]:
+    """Sentences of which each stands for all that differ in their files alone."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        _, _, rule = problem.partition(": ")
+        kinds.setdefault(_DIFFERS.sub("...", rule), []).append(problem)
+    lines = []
+    for first, *others in list(kinds.values())[:most]:
+        lines.append(first)
+        if others:
+            names = ", ".join(Path(_file_of(other)).name for other in others[:MOST_NAMED])
+            more = " ..." if len(others) > MOST_NAMED else ""
+            lines.append(f"  the same of {len(others)} more: {names}{more}")
+    if left := sum(map(len, list(kinds.values())[most:])):
+        lines.append(f"... and {left} more")
+    return lines
+
+
+def _file_of(problem: str) -> str:
+    return problem.partition(": ")[0]
 
 
 def _share(report: DataReport, i: int) -> str:

@@ -1,5 +1,6 @@
 """How class lists meet data: their colours in pictures, and what label files of each data set hold."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from simfast.config.yaml_text import read_yaml
 from simfast.data.labels import LabelCoding
 
 _VOID = "void"
+_A_NUMBER = re.compile(r"\d{1,9}", re.ASCII).fullmatch
 _LABEL_IDS = {train: entry.ids[0] for train, entry in enumerate(CITYSCAPES.entries)}
 _SYNTHIA_ORDER = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)  # in the order of the train ids
 _CAMVID_ORDER = (10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12)  # train ids of its ids 0-10
@@ -96,11 +98,11 @@ def read_ids(path: Path, classes: Classes) -> dict[int, int]:
     known |= {train: train for train in (*range(len(classes)), IGNORE)}
     ids = {}
     for raw, given in content.items():
-        raw = int(raw) if isinstance(raw, str) and raw.isdecimal() else raw  # JSON has no other keys than strings
+        raw = int(raw) if isinstance(raw, str) and _A_NUMBER(raw) else raw  # JSON has no other keys than strings
         if type(raw) is not int or not 0 <= raw <= HIGHEST_ID:
-            raise ValueError(f"{path}: ids in label files must be whole numbers in 0-{HIGHEST_ID}, got {raw!r}")
+            raise ValueError(f"{path}: ids in label files must be whole numbers in 0-{HIGHEST_ID}, got {raw!r:.60}")
         if isinstance(given, bool) or not isinstance(given, int | str) or given not in known:
             rule = f"train ids must be in 0-{len(classes) - 1}, or {IGNORE}, or names of the classes {classes}"
-            raise ValueError(f"{path}: {rule}, got {raw}: {given!r}")
+            raise ValueError(f"{path}: {rule}, got {raw}: {given!r:.60}")
         ids[raw] = known[given]
     return ids

@@ -13,7 +13,7 @@ from simfast.data.labels import LabelCoding
 from simfast.data.list_files import LIST_SUFFIXES, read_list
 from simfast.data.listing import Folders, by_name, find_files, name_of, places, require_folder, sentences
 from simfast.data.pictures import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from simfast.data.predictions import is_prediction
+from simfast.data.predictions import written_here
 
 log = logging.getLogger("simfast")
 
@@ -138,8 +138,8 @@ def _place(
 
 def _leave(images: Path, root: Path | None, files: LabelFiles | None, folder: Path) -> str | None:
     """Why the pictures of a sub-folder of `images` are no images, or None."""
-    if is_prediction(folder):
-        return "folders of predictions"
+    if what := written_here(folder):
+        return what
     if folder.name == "labels" or (files and files.folder and files.folder.is_dir() and folder.samefile(files.folder)):
         return "folders of label maps"
     if images == root and folder.parent == root and folder.name in HELD_OUT:

@@ -1,7 +1,7 @@
 """What one item of a data set holds, in a few numbers: all that `suspicions` goes by."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import cv2
@@ -46,6 +46,10 @@ class Inspection:
     between: Mapping[int, int] = field(default_factory=dict)
     palette: Mapping[int, RGB] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    def without(self, files: Collection[str]) -> "Inspection":
+        """The same but for problems of these files."""
+        return replace(self, problems=tuple(one for one in self.problems if one.partition(": ")[0] not in files))
 
 
 def inspect(dataset: Dataset, i: int, image: bool = True, label: bool = True) -> Inspection:

@@ -35,12 +35,15 @@ def read_list(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        fields = _fields(line)
+        try:
+            fields = _fields(line)
+        except csv.Error as error:
+            raise ValueError(f"{path}:{number}: must be a line of paths, got {error}") from error
         if not rows and [field.lower() for field in fields] in (["image"], ["image", "label"]):
             continue
-        if len(fields) > 2:
+        if not 0 < len(fields) <= 2:
             rule = 'must be "image" or "image label" (a path with spaces in double quotes)'
-            raise ValueError(f"{path}:{number}: {rule}, got {line.strip()!r}")
+            raise ValueError(f"{path}:{number}: {rule}, got {line.strip()!r:.200}")
         image, label = (*(Path(inside(field, f"{path}:{number}")).as_posix() for field in fields), None)[:2]
         name = name_of(image)
         if name in seen:

@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from simfast.runtime.files import LONGEST_NAME
+
 HIDDEN = (".", "@eaDir", "__MACOSX")
 """How the names of hidden files and folders begin; two are what Synology and macOS add, with pictures in them."""
+LONGEST_PATH = 3000
+"""Bytes of names under a folder; systems end at 4096, with the folder."""
 PassedOver = dict[str, list[Path]]
 """Files by what they are, a plural, that they were passed over for: "hidden files"."""
 
@@ -48,9 +52,17 @@ def inside(name: str, what: str) -> str:
     """A relative path as it came.
 
     Raises:
-        ValueError: it is empty, absolute or goes upwards, so that it could leave its folder; begins with `what`.
+        ValueError: it is empty, absolute or goes upwards, so that it could leave its folder, or no system has such a
+            name; begins with `what`.
     """
     path = Path(name)
+    try:
+        lengths = [len(os.fsencode(part)) for part in path.parts]
+    except UnicodeEncodeError:  # half a character, as JSON can have
+        lengths = [LONGEST_PATH + 1]
+    if "\0" in name or max(lengths, default=0) > LONGEST_NAME or sum(lengths) > LONGEST_PATH:
+        rule = f"must be a path of names of at most {LONGEST_NAME} bytes, {LONGEST_PATH} in all, without a null byte"
+        raise ValueError(f"{what}: {rule}, got {name!r:.60}")
     if not name or path.is_absolute() or name.startswith("/") or ".." in path.parts:
         raise ValueError(f"{what}: must be a relative path that does not go upwards, got {name!r}")
     return name

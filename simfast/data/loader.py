@@ -2,6 +2,7 @@
 
 import atexit
 import itertools
+import logging
 import signal
 import weakref
 from collections import deque
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from simfast.data.cache import CachedDataset
 from simfast.data.order import Dataset, Mixture, draw, sample
 
+log = logging.getLogger("simfast")
 CPU = torch.device("cpu")
 # Batches that each process or thread reads ahead.
 READ_AHEAD = 2
@@ -58,9 +60,13 @@ class DomainLoader:
         position: number of the next batch.
         device: where the batches are to be; see `on_device`.
         rank, ranks: which share, of how many.
+        skip: so many bad files may there be, for each of which the next one in the epoch's order stands in: the same
+            batches with any number of workers, and wherever they begin.
 
     Raises:
-        ValueError: while iterating, what a data set raises for a bad file, whichever process met it.
+        ValueError: while iterating, what a data set raises for a bad file, whichever process met it; with `skip`, one
+            bad file more than that.
+        ChildProcessError: a process that reads was killed.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class DomainLoader:
         device: torch.device = CPU,
         rank: int = 0,
         ranks: int = 1,
+        skip: int = 0,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
@@ -84,13 +91,35 @@ class DomainLoader:
             raise ValueError(f"rank: must be in [0, {ranks}), got {rank}")
         self.position = position
         """Batches handed out so far, those read ahead not counted: what a checkpoint has to keep."""
-        self._batches = _Batches(source, target, batch_size, seed, flip, rank, ranks)
-        self._workers, self._device = workers, device
+        self.skipped: dict[str, str] = {}
+        """Bad files of the batches handed out, or just read, by their names, and what is wrong with them. What is in
+        here counts: a resumed loader has to be given what the one before had."""
+        self._batches = _Batches(source, target, batch_size, seed, flip, rank, ranks, skip)
+        self._workers, self._device, self._skip = workers, device, skip
 
     def __iter__(self) -> Iterator[Batch]:
         read = _read(self._batches, itertools.count(self.position), self._workers, self._device.type == "cuda")
-        for batch in on_device(read, self._device):
+        for batch in on_device(self._counted(read), self._device):
             self.position += 1
+            yield batch
+
+    def _counted(self, read: Iterator[tuple[Batch, dict[str, str]]]) -> Iterator[Batch]:
+        """Without the bad files, which are named as they come.
+
+        Raises:
+            ValueError: they have become too many.
+        """
+        for batch, skipped in read:
+            for name, reason in skipped.items():
+                if name in self.skipped:
+                    continue
+                if len(self.skipped) == self._skip:
+                    before = ", ".join(sorted(self.skipped))
+                    raise ValueError(f"{reason} (skip_bad_files: more than {self._skip} bad files, with {before})")
+                self.skipped[name] = reason
+                number = f"{len(self.skipped)} of up to {self._skip}"
+                # As an error, which each of several processes prints.
+                log.error("bad file %s, the next one stands in for it: %s", number, reason)
             yield batch
 
 
@@ -169,27 +198,32 @@ class _Batches:
         flip: bool,
         rank: int,
         ranks: int,
+        skip: int,
     ):
         self.source, self.target, self.batch_size, self.seed, self.flip = source, target, batch_size, seed, flip
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.skip = rank, ranks, skip
         self.pinned = False
         sources = source.datasets if isinstance(source, Mixture) else (source,)
         self.cached = all(isinstance(x, CachedDataset | None) for x in (*sources, target))
 
-    def __getitem__(self, p: int) -> Batch | ValueError:
+    def __getitem__(self, p: int) -> tuple[Batch, dict[str, str]] | ValueError | OSError:
+        """And the bad files for which others stand in."""
+        skipped: dict[str, str] = {}
         try:
-            images, labels = self._read("source", self.source, p)
+            images, labels = self._read("source", self.source, p, skipped)
             if self.target is None:
-                return Batch(images, labels, None)
-            return Batch(images, labels, *self._read("target", self.target, p))
-        except ValueError as error:
+                return Batch(images, labels, None), skipped
+            return Batch(images, labels, *self._read("target", self.target, p, skipped)), skipped
+        except (ValueError, OSError) as error:
             return error
 
-    def _read(self, domain: str, data: Dataset | Mixture, p: int) -> tuple[Tensor, Tensor | None]:
+    def _read(
+        self, domain: str, data: Dataset | Mixture, p: int, skipped: dict[str, str]
+    ) -> tuple[Tensor, Tensor | None]:
         first = (p * self.ranks + self.rank) * self.batch_size
         images, labels, mirrored = [], [], []
         for k in range(first, first + self.batch_size):
-            image, label, _ = sample(data, self.seed, domain, k)
+            image, label, _ = sample(data, self.seed, domain, k, self.skip, skipped)
             images.append(image.numpy())
             labels.append(label.numpy())
             mirrored.append(self.flip and draw(self.seed, domain, "flip", k) % 2 == 1)
@@ -208,13 +242,13 @@ class _Groups:
     def __len__(self) -> int:
         return -(-len(self.items) // self.size)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, list[Tensor], list[str]] | ValueError:
+    def __getitem__(self, i: int) -> tuple[Tensor, list[Tensor], list[str]] | ValueError | OSError:
         try:
             group = self.items[i * self.size : (i + 1) * self.size]
             images, labels, names = zip(*(self.dataset[j] for j in group), strict=True)
             images = _stack([image.numpy() for image in images], [False] * len(group), self.pinned)
             return images, [label.pin_memory() if self.pinned else label for label in labels], list(names)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return error
 
 
@@ -230,7 +264,7 @@ def _read(dataset: _Batches | _Groups, order: Iterable[int], workers: int, pinne
         items = _by_threads(dataset, order, workers) if workers else (dataset[i] for i in order)
     with closing(items):  # an error keeps this frame alive, but no reader
         for item in items:
-            if isinstance(item, ValueError):
+            if isinstance(item, ValueError | OSError):
                 raise item
             yield item
 
@@ -253,6 +287,11 @@ def _by_processes(dataset: _Batches | _Groups, order: Iterable[int], workers: in
     atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
     try:
         yield from iterator
+    except RuntimeError as error:  # torch has no exception of its own for it
+        if "DataLoader worker" not in str(error):
+            raise
+        rule = "a process that reads data was killed (out of memory, or of shared memory?); try fewer --workers, or 0"
+        raise ChildProcessError(rule) from error
     finally:
         end()
         atexit.unregister(end)
@@ -311,6 +350,7 @@ def _as_is(item):
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer saves, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Ctrl-C, a scheduler's SIGTERM and the SIGHUP of a terminal that is closed reach the whole process group; the
+    trainer saves, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -59,8 +59,19 @@ class Mixture:
         return tuple(j for j, share in enumerate(self.shares) for _ in range(share))
 
 
-def sample(data: Dataset | Mixture, seed: int, domain: str, k: int) -> tuple[Tensor, Tensor, str]:
-    """Sample number k of a domain, an item of its data set or of one of the mixture's."""
+def sample(
+    data: Dataset | Mixture, seed: int, domain: str, k: int, skip: int = 0, skipped: dict[str, str] | None = None
+) -> tuple[Tensor, Tensor, str]:
+    """Sample number k of a domain, an item of its data set or of one of the mixture's.
+
+    Args:
+        data, seed, domain, k: which.
+        skip: so many bad items are passed over: the next good one in the epoch's order stands in for them.
+        skipped: takes up these, by their names, and what is wrong with them.
+
+    Raises:
+        ValueError: a bad item; with `skip`, one more than that in a row.
+    """
     if isinstance(data, Mixture):
         number, place = divmod(k, len(data.cycle))
         order = [data.cycle[i] for i in permutation(len(data.cycle), seed, f"{domain} mixture", number)]
@@ -68,7 +79,19 @@ def sample(data: Dataset | Mixture, seed: int, domain: str, k: int) -> tuple[Ten
         k = number * data.shares[j] + order[:place].count(j)
         data, domain = data.datasets[j], f"{domain} {j}" if j else domain
     epoch, place = divmod(k, len(data))
-    return data[permutation(len(data), seed, domain, epoch)[place]]
+    order, bad = permutation(len(data), seed, domain, epoch), {}
+    for i in (*order[place:], *order[:place]):
+        try:
+            item = data[i]
+        except (ValueError, OSError) as error:
+            bad[f"{domain}: {data.names[i]}"] = str(error)
+            if len(bad) > min(skip, len(order) - 1):
+                raise
+        else:
+            if skipped is not None:
+                skipped |= bad
+            return item
+    raise ValueError(f"{domain}: must have an item, got none")
 
 
 def draw(*key) -> int:

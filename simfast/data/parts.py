@@ -1,11 +1,15 @@
 """The parts of the data that a run's settings name: source and target to train on, and what is held out."""
 
+import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from simfast.config import Config
 from simfast.data import open_dataset
+from simfast.data.classes import read_ids
+from simfast.data.listing import nfc
 from simfast.data.order import Dataset, Mixture
 
 log = logging.getLogger("simfast")
@@ -98,6 +102,43 @@ def open_source(config: Config) -> Dataset | Mixture:
     """The labelled data that the settings name, mixed by share where it is several data sets."""
     datasets = [open_part(config, part) for part in source_parts(config)]
     return Mixture(datasets, [source.share for source in config.sources]) if len(datasets) > 1 else datasets[0]
+
+
+def inventory(config: Config, parts: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
+    """What the data of a run are, wherever they lie: {part: {"images", "names", "class_ids", "ids"}}.
+
+    images: how many; names: a hash of their names in order; where labels are read, class_ids: what they can hold; ids:
+    the user's id map of label files as [[id, train id], ...], or None.
+    """
+    found = {}
+    for part, dataset in parts.items():
+        digest = hashlib.blake2b("\n".join(map(nfc, dataset.names)).encode(errors="surrogateescape"), digest_size=16)
+        ids = _arguments(config, part)["ids"]
+        table = None if ids is None else sorted(map(list, read_ids(ids, config.classes).items()))
+        found[part] = {"images": len(dataset), "names": digest.hexdigest()}
+        if part != "target" or config.method == "target-only":  # whose labels are read
+            found[part] |= {"class_ids": list(dataset.class_ids), "ids": table}
+    return found
+
+
+def require_same_data(stored: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """
+    Args:
+        stored, now: of `inventory`, when the run began and now.
+        where: the checkpoint, for the error.
+
+    Raises:
+        ValueError: a part is not what it was; says which, what differs and what to do.
+    """
+    kinds = {"images": "as many images", "names": "images of the same names in the same order"}
+    kinds |= {"class_ids": "labels of the same classes", "ids": "the same id map"}
+    for part in (part for part in now if part in stored and part != "report"):
+        for key, rule in kinds.items():
+            old, new = stored[part].get(key), now[part].get(key)
+            if old != new:
+                came = ("other ones" if key == "names" else f"{new}, not {old}") + f" (of {now[part]['images']} images)"
+                remedy = "give where they lie now, as --source-root or --target-root, or begin a new run"
+                raise ValueError(f"{part}: must have {rule} as when {where} was written, got {came}; {remedy}")
 
 
 def scored_classes(config: Config, labelled: Dataset | Mixture, held_out: Dataset) -> list[int]:

@@ -1,5 +1,7 @@
 """The one reader of pictures, for training, evaluation, pseudo labels and prediction: upright, 8-bit RGB."""
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from PIL import ExifTags, Image, ImageOps
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".npy")  # label ids do not survive a lossy format
 
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""Of Pillow: not those that start other programs, whatever a file is called."""
 _PLANES, _BITS = 284, 258  # of TIFF
 _LATE_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """What a PNG holds behind its pixels where a tool has put the EXIF tag there."""
@@ -44,7 +48,7 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         ValueError: it cannot be; names the file.
     """
-    with _readable(path), Image.open(path) as picture:
+    with _readable(path), Image.open(path, formats=_FORMATS) as picture:
         picture.filename = ""  # with a name it may be mapped, and then width and height of a turned TIFF are mixed up
         picture.load()
         if picture.format == "TIFF" and picture.tag_v2.get(_PLANES) == 2 and max(picture.tag_v2[_BITS]) > 8:
@@ -104,7 +108,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
                 raise ValueError(f"an array of shape {list(shape)}")
         height, width = shape[1:] if len(shape) == 3 and shape[2] not in (1, 3, 4) else shape[:2]
         return (width, height), False
-    with _readable(path), Image.open(path) as picture:
+    with _readable(path), Image.open(path, formats=_FORMATS) as picture:
         if picture.format == "TIFF":  # whose `size` is the upright one in some versions of Pillow
             width, height = (picture.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
         else:
@@ -148,6 +152,9 @@ def _rgb_of_array(pixels: np.ndarray, path: Path) -> np.ndarray:
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):  # a pipe would be waited for, and a device may have no end
+            raise OSError(f"no regular file but a {'folder' if stat.S_ISDIR(kind) else 'pipe or device'}")
         yield
     except Exception as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error ...
         raise ValueError(f"{path}: must be a readable picture, got {type(error).__name__}: {error}") from error

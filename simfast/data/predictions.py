@@ -1,9 +1,14 @@
-"""What `simfast predict` leaves in a folder, and how that is told from photographs."""
+"""What simfast leaves in folders, and how that is told from photographs."""
 
+import os
 from pathlib import Path
 
 KINDS = ("labels", "colour", "overlay")
 LIST_FILE = "classes.yaml"
+THRESHOLDS_FILE, PROGRESS_FILE = "thresholds.json", ".progress.pt"
+"""Of pseudo labels, finished and not."""
+_RUN = ("config.yaml", ("last.pt", "best.pt", "metrics.jsonl", "log.txt"))
+_PART = ("images-00000.npy", ("index.json", "shard-00000.json"))
 HEADER = "# What the ids in labels/ are, as `simfast predict` wrote them. With --classes, this file reads them.\n"
 
 
@@ -19,3 +24,19 @@ def is_own_list(path: Path) -> bool:
 def is_prediction(folder: Path) -> bool:
     """Whether a folder is one of `KINDS` beside the list that `simfast predict` wrote with it."""
     return folder.name in KINDS and is_own_list(folder.parent / LIST_FILE)
+
+
+def written_here(folder: Path) -> str | None:
+    """What a folder holds, a plural, if it is of what `simfast` writes; else None."""
+    if is_prediction(folder):
+        return "folders of predictions"
+    if _holds(folder, THRESHOLDS_FILE) or _holds(folder, PROGRESS_FILE):
+        return "folders of pseudo labels"
+    for what, (sure, others) in {"folders of runs": _RUN, "folders of prepared data": _PART}.items():
+        if _holds(folder, sure) and any(_holds(folder, other) for other in others):
+            return what
+    return None
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return os.path.isfile(folder / name)

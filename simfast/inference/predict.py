@@ -1,11 +1,13 @@
 """Label maps of a user's own pictures: ids, colours, and an overlay, each at its picture's own size."""
 
+import errno
 import logging
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,19 +20,20 @@ from torch import nn
 from simfast.config.classes import Classes
 from simfast.data.classes import palette
 from simfast.data.pictures import IMAGE_SUFFIXES, read_image
-from simfast.data.predictions import HEADER, KINDS, LIST_FILE, is_own_list, is_prediction
+from simfast.data.predictions import HEADER, KINDS, LIST_FILE, is_own_list, written_here
 from simfast.inference.evaluate import full_size_labels
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
-from simfast.runtime.files import write_text
+from simfast.runtime.files import replacing, write_text
 
 log = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 32
+_NAMES_NOT_TAKEN = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 class Skipped(NamedTuple):
-    """A picture that could not be read, and why."""
+    """A picture that could not be read, or whose outputs no file system takes by their names, and why."""
 
     path: Path
     reason: str
@@ -70,7 +73,7 @@ def predict(
         model: images -> (features, logits), on device; put into eval mode, and back as it was.
         convention: the input the network expects, "bgr" or "rgb".
         inputs: pictures, and folders that are searched with their sub-folders, which the output keeps; hidden files
-            and what this function has written, in OUT and elsewhere, are passed over.
+            and what `simfast` has written, in OUT and elsewhere, are passed over.
         out: the folder to write to.
         classes: the network's.
         target_size: width and height of target images in training; its area is what the network is given.
@@ -81,7 +84,7 @@ def predict(
         workers: threads that read and write.
 
     Returns:
-        the pictures that could not be read; all others are written.
+        the pictures that could not be read, or whose outputs' names are too long; all others are written.
 
     Raises:
         ValueError: before anything is written: no input, or one that is not there, a folder without pictures, two
@@ -104,30 +107,41 @@ def predict(
             return Skipped(path, str(error).removeprefix(f"{path}: "))
         return path, photo, photo.resize(size or network_size(photo.size, target_size), Image.Resampling.BICUBIC)
 
+    def skip(picture: Skipped) -> None:
+        log.warning("skipped %s: %s", *picture)
+        skipped.append(picture)
+        bar.update()
+
     def labelled(pictures: Iterable) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
         for picture in pictures:
             if isinstance(picture, Skipped):
-                log.warning("skipped %s: %s", *picture)
-                skipped.append(picture)
-                bar.update()
+                skip(picture)
             else:
                 path, photo, image = picture
                 yield path, photo, _labels(model, convention, image, photo.size[::-1], device, path, len(classes))
 
-    def write(prediction: tuple[Path, Image.Image, np.ndarray]) -> None:
+    def write(prediction: tuple[Path, Image.Image, np.ndarray]) -> Skipped | None:
         path, photo, labels = prediction
-        _write(Path(out), names[path], photo, labels, ids, colours)
+        try:
+            _write(Path(out), names[path], photo, labels, ids, colours)
+        except OSError as error:
+            if error.errno not in _NAMES_NOT_TAKEN:
+                raise
+            return Skipped(path, f"its output cannot be written, {error}")
+        return None
 
-    was_training = model.training
+    was_training, listed = model.training, False
     model.eval()
     try:
         bar = Progress(total=len(names), desc="predict", unit="image")
         with bar, ThreadPoolExecutor(workers) as pool:
-            for done, _ in enumerate(
-                _ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers)
-            ):
-                if done == 0:
+            for problem in _ahead(pool, write, labelled(_ahead(pool, read, names, 2 * workers)), 2 * workers):
+                if problem:
+                    skip(problem)
+                    continue
+                if not listed:
                     write_text(legend, HEADER + _listed(classes, ids).text())
+                    listed = True
                 bar.update()
     finally:
         model.train(was_training)
@@ -144,7 +158,7 @@ def _output_names(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
             if not found:
                 raise ValueError(f"{given}: must hold a picture ({' '.join(IMAGE_SUFFIXES)}), got none")
             names |= found
-        elif given.is_file():
+        elif os.path.lexists(given):  # if it is no picture, reading says so
             names[given] = Path(given.name).with_suffix(".png")
         else:
             raise ValueError(f"{given}: must be a picture or a folder of pictures, got nothing there")
@@ -155,19 +169,25 @@ def _output_names(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
         if name in first:
             raise ValueError(f"{path}: must have an output of its own, got {name} for {first[name]} too")
         first[name] = path
-    written = {(out / kind / name).resolve() for name in first for kind in KINDS}
+    for name, path in first.items():
+        if above := next((first[folder] for folder in name.parents if folder in first), None):
+            raise ValueError(f"{path}: must have an output of its own, got {name} below that of {above}")
+    written = {os.path.realpath(out / kind / name) for name in first for kind in KINDS}
     for path in names:
-        if path.resolve() in written:
+        if os.path.realpath(path) in written:
             raise ValueError(f"{path}: is an input that would be overwritten by an output; choose another folder")
     return names
 
 
 def _pictures(folder: Path, out: Path) -> list[Path]:
-    own = {(out / kind).resolve() for kind in KINDS}
+    own = {os.path.realpath(out / kind) for kind in KINDS}
     found = []
     for root, folders, files in os.walk(folder):
         below = {f: Path(root) / f for f in sorted(folders) if f[0] != "."}
-        folders[:] = [f for f, path in below.items() if path.resolve() not in own and not is_prediction(path)]
+        left = {f: written_here(path) for f, path in below.items()}
+        for f in filter(left.get, below):
+            log.info("%s: passed over, as %s are", below[f], left[f])
+        folders[:] = [f for f, path in below.items() if not left[f] and os.path.realpath(path) not in own]
         found += [Path(root) / f for f in sorted(files) if f[0] != "." and f.lower().endswith(IMAGE_SUFFIXES)]
     return found
 
@@ -207,17 +227,11 @@ def _write(out: Path, name: Path, photo: Image.Image, labels: np.ndarray, ids: n
     painted.putpalette(colours.tobytes())
     overlay = Image.blend(photo, painted.convert("RGB"), 0.5)
     pictures = dict(zip(KINDS, (Image.fromarray(ids[labels]), painted, overlay), strict=True))
-    finals = {kind: out / kind / name for kind in KINDS}
-    parts = {kind: path.with_name(path.name + ".part") for kind, path in finals.items()}
-    try:
+    with ExitStack() as stack:  # all three are written before one of them takes its place
         for kind, picture in pictures.items():
-            parts[kind].parent.mkdir(parents=True, exist_ok=True)
-            picture.save(parts[kind], format="PNG")
-        for kind, path in finals.items():
-            os.replace(parts[kind], path)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+            path = out / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(stack.enter_context(replacing(path)), format="PNG")
 
 
 def _ahead(pool: Executor, function: Callable[[Any], Any], items: Iterable, depth: int) -> Iterator:

@@ -6,8 +6,6 @@ the label maps. Letters: H W pixels of an image, K classes.
 
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,30 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from simfast.config.classes import IGNORE
-from simfast.data.listing import inside
 from simfast.data.loader import evaluation_loader
+from simfast.data.predictions import PROGRESS_FILE, THRESHOLDS_FILE
+from simfast.inference.label_folder import (
+    begin,
+    finished_labels,
+    map_checksum,
+    map_path,
+    read_map,
+    write_map,
+)
 from simfast.models import checkpoint
 from simfast.models.upsampled import upsample
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
 from simfast.runtime.files import write_text
-
-log = logging.getLogger("simfast")
+from simfast.runtime.lock import locked
 
 BINS = 2**16
 """Of the confidence, over [0, 1]. Medians are taken from the lower edges: less than 1 / BINS under the exact ones."""
 SOFTMAX_AT = ("labels", "features")
-THRESHOLDS_FILE = "thresholds.json"
-PROGRESS_FILE = ".progress.pt"
 
 
 @torch.no_grad()
@@ -60,7 +62,8 @@ def make_pseudo_labels(
     threshold of its class becomes 255; one that equals it, in float32, is kept.
 
     However it ended, the same call goes on from there; after a kill -9, at most `save_every` images are counted again.
-    thresholds.json is written last: where it is, the set is complete, and the same call only reads it.
+    thresholds.json is written last: where it is, the set is complete, and the same call only verifies it. One that a
+    power loss has cut is made anew.
 
     Args:
         model: images -> (features, logits), on `device`; put into eval mode, and back as it was.
@@ -79,13 +82,14 @@ def make_pseudo_labels(
 
     Returns:
         What thresholds.json holds: images, size [W, H], softmax_at, cap, info, fingerprint, and classes: by name,
-            threshold and median (None without a pixel), predicted_pixels, kept_pixels, kept_fraction (None). Or None
-            where `stop` said so.
+            threshold and median (None without a pixel), predicted_pixels, kept_pixels, kept_fraction (None); and
+            checksums: of the file of each map, by the image's name. Or None where `stop` said so.
 
     Raises:
         ValueError: an argument outside the sets above; a name that leads out of `out`; logits of another K, or NaN;
             images of several sizes; `out` holds the labels of another network, data set or options, or maps that are
-            not known to be ours; or what the data set raises.
+            not known to be ours, or have changed; another program is in `out`; or what the data set raises.
+        OSError: a file cannot be written.
     """
     if softmax_at not in SOFTMAX_AT:
         raise ValueError(f"softmax_at: must be one of {', '.join(SOFTMAX_AT)}, got {softmax_at!r}")
@@ -99,57 +103,22 @@ def make_pseudo_labels(
     info = json.loads(json.dumps(info or {}))  # what JSON cannot hold shows now, not after the work
     work = _Work(model, dataset, Path(out), convention, device, num_classes, softmax_at, workers, stop)
     fingerprint = _fingerprint(model, dataset.names, (convention, num_classes, softmax_at, cap, BINS, work.size))
-    if finished := _finished(work.out, dataset.names, fingerprint, class_names):
-        return finished
-
-    histogram = _begin(work.out, dataset.names, fingerprint)
-    if histogram is None:
-        histogram = torch.zeros(num_classes * BINS + 1, dtype=torch.int64)
-    was_training = model.training
-    model.eval()
-    try:
-        predicted = work.count(histogram.to(device), fingerprint, save_every)
-        medians = None if predicted is None else [_median(counts) for counts in predicted]
-        kept = None if medians is None else work.write([m if m is None else min(m, cap) for m in medians])
-    finally:
-        model.train(was_training)
-    if kept is None:
-        return None
-    height, width = work.size
-    result = {"images": len(dataset), "size": [width, height], "softmax_at": softmax_at, "cap": cap, "info": info}
-    result |= {"fingerprint": fingerprint, "classes": {}}
-    for c, (name, median) in enumerate(zip(class_names, medians, strict=True)):
-        total = int(predicted[c].sum())
-        result["classes"][name] = {
-            "threshold": None if median is None else min(median, cap),
-            "median": median,
-            "predicted_pixels": total,
-            "kept_pixels": int(kept[c]),
-            "kept_fraction": int(kept[c]) / total if total else None,
-        }
-    write_text(work.out / THRESHOLDS_FILE, json.dumps(result, indent=1) + "\n")
-    (work.out / PROGRESS_FILE).unlink()
+    finished = (work.out, dataset.names, fingerprint, class_names)
+    if there := finished_labels(*finished):  # in a folder, perhaps, in which nothing can be written
+        return there
+    work.out.mkdir(parents=True, exist_ok=True)
+    with locked(work.out, "out"):
+        if there := finished_labels(*finished):  # by another program, meanwhile
+            return there
+        result = work.do(fingerprint, cap, save_every, class_names)
+        if result is None:
+            return None
+        height, width = work.size
+        about = {"images": len(dataset), "size": [width, height], "softmax_at": softmax_at, "cap": cap, "info": info}
+        result = about | {"fingerprint": fingerprint} | result
+        write_text(work.out / THRESHOLDS_FILE, json.dumps(result, indent=1) + "\n")
+        (work.out / PROGRESS_FILE).unlink()
     return result
-
-
-def require_labels(folder: Path, class_names: Sequence[str]) -> None:
-    """
-    Args:
-        folder: of `make_pseudo_labels`.
-        class_names: of the run that is to train on them.
-
-    Raises:
-        ValueError: the folder is not complete, or of other classes.
-    """
-    path = folder / THRESHOLDS_FILE
-    if not path.exists():
-        raise ValueError(f"pseudo_labels: {folder} must be complete, got no {THRESHOLDS_FILE}")
-    theirs = list(_read_thresholds(path)["classes"])
-    if theirs != list(class_names):
-        raise ValueError(
-            f"pseudo_labels: {folder} must be of the run's classes ({', '.join(class_names)}), "
-            f"got labels of {', '.join(theirs)}"
-        )
 
 
 class _Work:
@@ -170,6 +139,37 @@ class _Work:
         self.model, self.dataset, self.out, self.convention, self.device = model, dataset, out, convention, device
         self.num_classes, self.softmax_at, self.workers, self.stop = num_classes, softmax_at, workers, stop
         self.size = tuple(dataset[0][0].shape[1:])
+
+    def do(
+        self, fingerprint: str, cap: float, save_every: int, class_names: Sequence[str]
+    ) -> dict[str, dict[str, Any]] | None:
+        """Both passes; "classes" and "checksums" of what `make_pseudo_labels` returns, or None where it was stopped."""
+        height, width = self.size
+        bins = self.num_classes * BINS + 1
+        histogram = begin(self.out, self.dataset.names, fingerprint, bins, height * width)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            predicted = self.count(histogram.to(self.device), fingerprint, save_every)
+            if predicted is None:
+                return None
+            medians = [_median(counts) for counts in predicted]
+            written = self.write([m if m is None else min(m, cap) for m in medians])
+        finally:
+            self.model.train(was_training)
+        if written is None:
+            return None
+        (kept, checksums), classes = written, {}
+        for c, (name, median) in enumerate(zip(class_names, medians, strict=True)):
+            total = int(predicted[c].sum())
+            classes[name] = {
+                "threshold": None if median is None else min(median, cap),
+                "median": median,
+                "predicted_pixels": total,
+                "kept_pixels": int(kept[c]),
+                "kept_fraction": int(kept[c]) / total if total else None,
+            }
+        return {"classes": classes, "checksums": checksums}
 
     def count(self, histogram: Tensor, fingerprint: str, save_every: int) -> np.ndarray | None:
         """First pass: the images that `histogram` does not hold yet are added to it.
@@ -205,16 +205,18 @@ class _Work:
             raise ValueError(f"model: logits must be numbers, got NaN at {counts[-1]} pixels of the data set")
         return counts[:-1].reshape(self.num_classes, BINS)
 
-    def write(self, thresholds: Sequence[float | None]) -> np.ndarray | None:
-        """Second pass: the maps that are not there yet. Kept pixels by class, int64, or None where it was stopped."""
+    def write(self, thresholds: Sequence[float | None]) -> tuple[np.ndarray, dict[str, str]] | None:
+        """Second pass: the maps that are not there yet. Kept pixels by class, int64, and the checksum of each map's
+        file by the image's name; or None where it was stopped."""
         height, width = self.size
-        kept, missing = np.zeros(256, np.int64), []
+        kept, missing, checksums = np.zeros(256, np.int64), [], dict.fromkeys(self.dataset.names, "")
         for i, name in enumerate(self.dataset.names):
-            label = _read_map(_map_path(self.out, name), (width, height))
+            label = read_map(map_path(self.out, name), (width, height))
             if label is None:
                 missing.append(i)
             else:
                 kept += np.bincount(label.ravel(), minlength=256)
+                checksums[name] = map_checksum(self.out, name)
         # A class that the first pass did not see is not kept either.
         limits = torch.tensor([np.inf if t is None else t for t in thresholds], dtype=torch.float32).to(self.device)
         for images, name in self._read(missing, "maps"):
@@ -222,13 +224,9 @@ class _Work:
                 return None
             confidence, labels = self._predict(images, name)
             label = torch.where(confidence >= limits[labels], labels, IGNORE)[0].byte().cpu().numpy()
-            path = _map_path(self.out, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".part")
-            Image.fromarray(label).save(temporary, format="PNG")
-            os.replace(temporary, path)
+            checksums[name] = write_map(self.out, name, label)
             kept += np.bincount(label.ravel(), minlength=256)
-        return kept
+        return kept, checksums
 
     def _predict(self, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Confidence, float32, and label, int64, both [1, H, W], of one image [1, 3, H, W]."""
@@ -263,55 +261,6 @@ def _median(counts: np.ndarray) -> float | None:
     return float(np.searchsorted(below, middle, side="right").mean() / BINS) if below[-1] else None
 
 
-def _read_thresholds(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text())
-        result["fingerprint"], dict(result["classes"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: must be what pseudo labels come with, got {error!r}") from error
-    return result
-
-
-def _finished(out: Path, names: Sequence[str], fingerprint: str, class_names: Sequence[str]) -> dict[str, Any] | None:
-    """What a complete set says of itself; None where there is none."""
-    path = out / THRESHOLDS_FILE
-    if not path.exists():
-        return None
-    result = _read_thresholds(path)
-    if (result["fingerprint"], list(result["classes"])) != (fingerprint, list(class_names)):
-        raise ValueError(
-            f"{path}: must be of this network, data set and options, got another's; remove {out} to make them anew"
-        )
-    for name in names:
-        if not _map_path(out, name).is_file():
-            raise ValueError(f"{_map_path(out, name)}: must be there, as {path} says, got nothing; remove {out}")
-    (out / PROGRESS_FILE).unlink(missing_ok=True)
-    return result
-
-
-def _begin(out: Path, names: Sequence[str], fingerprint: str) -> Tensor | None:
-    """The histogram to go on with; None, and no map is left, to begin at the first image."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / PROGRESS_FILE
-    maps = [p for p in (_map_path(out, name) for name in names) if p.exists()]
-    if not path.exists():
-        if maps:
-            raise ValueError(f"{maps[0]}: must not be there before its pseudo label is made; name another folder")
-        return None
-    try:
-        state = checkpoint.load(path)
-        if state["fingerprint"] == fingerprint:
-            log.info("%s: going on where an earlier run stopped", out)
-            return state["histogram"]
-        reason = "it is of another network, data set or options"
-    except (ValueError, KeyError) as error:
-        reason = str(error)
-    log.warning("%s: beginning anew, what an earlier run left is of no use: %s", out, reason)
-    for p in (*maps, path):  # in this order: without path, maps would not be known to be ours
-        p.unlink()
-    return None
-
-
 def _fingerprint(model: nn.Module, names: Sequence[str], options: tuple) -> str:
     """Changes with the network's layers and weights, the names of the images and the options."""
     digest = hashlib.sha256(repr((str(model), list(names), options)).encode())
@@ -319,16 +268,3 @@ def _fingerprint(model: nn.Module, names: Sequence[str], options: tuple) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _map_path(out: Path, name: str) -> Path:
-    return out / inside(f"{name}.png", "dataset: names")
-
-
-def _read_map(path: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """A label map that an earlier run wrote; None where there is none, or it is not whole."""
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture) if (picture.mode, picture.size) == ("L", size) else None
-    except Exception:  # Pillow's decoders raise whatever they meet
-        return None

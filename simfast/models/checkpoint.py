@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from simfast.runtime.files import checksum, replacing, unfinished
 
@@ -16,6 +17,28 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 # torch.save writes a zip archive, whose comment is the last thing in it: the checksum of all before it.
 COMMENT = b"simfast blake2b "
 COMMENT_BYTES = len(COMMENT) + 32
+# What a run's checkpoint says beside its networks' state: what kind of value each is, in words too.
+OF_A_RUN: dict[str, tuple[Any, str]] = {
+    "step": (int, "the steps done"),
+    "last": (dict | None, "a row of metrics or None"),
+    "best": (dict | None, "a row of metrics or None"),
+    "config": (dict, "the settings"),
+    "convention": (str, "bgr or rgb"),
+    "model": (dict, "tensors by name"),
+    "optimizer": (dict, "the optimiser's state"),
+    "random": (dict, "the states of torch's generators"),
+    "seconds": (int | float, "the time taken"),
+    "processes": (int, "how many trained together"),
+    "precision": (str, "the precision of the networks"),
+    "look_due": (bool, "whether an evaluation was missed"),
+    "data": (dict, "what the data were"),
+    "places": (dict, "where the data were"),
+    "bad_files": (dict, "bad files by name"),
+}
+# Those that came later.
+LATER = {"seconds", "processes", "precision", "look_due", "data", "places", "bad_files"}
+# Of an optimiser's groups, what depends on torch's version and is set anew.
+SET_BY_TORCH = {"maximize", "foreach", "differentiable", "fused", "capturable", "decoupled_weight_decay", "name"}
 
 
 def save(path: Path, state: dict[str, Any], previous: str | None = None) -> None:
@@ -54,6 +77,80 @@ def load(path: Path) -> dict[str, Any]:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"checkpoint: {path} must have format {FORMAT!r}, got {found!r}")
     return state
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """What a run saved to go on from, with all that every part of the product reads of it; the networks' own state is
+    for `require_like`.
+
+    Raises:
+        As `load`; ValueError too where a key is missing or of another type.
+    """
+    state = load(path)
+    for key, (kind, what) in OF_A_RUN.items():
+        if key not in state:
+            if key in LATER:
+                continue
+            raise ValueError(f"checkpoint: {path} must have the key {key!r}, {what}, to go on from, got none")
+        if not isinstance(state[key], kind) or isinstance(state[key], bool) != (kind is bool):
+            raise ValueError(f"checkpoint: {path}: {key!r} must be {what}, got {shown(state[key])}")
+    if state["step"] < 0 or not all(isinstance(key, str) for key in state["config"]):
+        raise ValueError(f"checkpoint: {path}: 'step' must be 0 or more and 'config' settings by name")
+    for key in ("last", "best"):
+        row = state[key]
+        if row is not None and not (type(row.get("step")) is int and isinstance(row.get("miou", ""), float | None)):
+            raise ValueError(f"checkpoint: {path}: {key!r} must be a row of metrics with step and miou, got {row!r}")
+    for name in ("cpu", "cuda"):
+        found = state["random"].get(name)
+        states = found if name == "cuda" and isinstance(found, list) else [found]
+        if any(not isinstance(one, Tensor) or one.dtype != torch.uint8 for one in states):
+            raise ValueError(f"checkpoint: {path}: 'random' must hold states of generators, got {name} {shown(found)}")
+    return state
+
+
+def require_like(found: Any, wanted: Any, where: str) -> None:
+    """
+    Args:
+        found: a part of a checkpoint.
+        wanted: what the networks that it is for have in its place: dicts, lists, tensors and plain values.
+        where: the file, and the keys that lead there.
+
+    Raises:
+        ValueError: a key that is missing or not known, a tensor of another shape or kind, a value of another type.
+    """
+    if isinstance(wanted, Tensor) and wanted.dim() == 0 and wanted.is_floating_point() and type(found) in (int, float):
+        return  # as older checkpoints have a learning rate
+    if isinstance(wanted, Tensor):
+        kind = "floating" if wanted.is_floating_point() else str(wanted.dtype).removeprefix("torch.")
+        like = isinstance(found, Tensor) and found.shape == wanted.shape
+        like = like and (found.is_floating_point() if kind == "floating" else found.dtype == wanted.dtype)
+        if not like:
+            raise ValueError(f"{where}: must be a {kind} tensor {list(wanted.shape)}, got {shown(found)}")
+    elif isinstance(wanted, dict):
+        if not isinstance(found, dict):
+            raise ValueError(f"{where}: must be a mapping, got {shown(found)}")
+        for key in (key for key in found if key not in wanted and key not in SET_BY_TORCH):
+            raise ValueError(f"{where}: must have {len(wanted)} keys, got {key!r}, which is not known")
+        for key in (key for key in wanted if key in found or key not in SET_BY_TORCH):
+            if key not in found:
+                raise ValueError(f"{where}: must have the key {key!r}, got none among {len(found)}")
+            require_like(found[key], wanted[key], f"{where}: {key}")
+    elif isinstance(wanted, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(wanted):
+            raise ValueError(f"{where}: must be a list of {len(wanted)}, got {shown(found)}")
+        for i, pair in enumerate(zip(found, wanted, strict=True)):
+            require_like(*pair, f"{where}: {i}")
+    elif isinstance(wanted, int | float) and type(found) not in (int, float, bool):
+        raise ValueError(f"{where}: must be a number, got {shown(found)}")
+    elif isinstance(wanted, str) and not isinstance(found, str):
+        raise ValueError(f"{where}: must be a string, got {shown(found)}")
+
+
+def shown(value: Any) -> str:
+    """What a value is, for an error."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
+    return f"{type(value).__name__} {value!r:.40}"
 
 
 def read(path: Path) -> Any:

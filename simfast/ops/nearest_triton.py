@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from simfast.ops.checks import came
 from simfast.ops.nearest_kernels import (
     nearest_l1_backward_kernel,
     nearest_l1_compare_kernel,
@@ -41,6 +42,10 @@ def forward(
     """simfast::nearest_l1 on CUDA, in two launches: distances, rows, signs. Copies what is not contiguous in D."""
     tile = tile or Tile()
     num_queries, width = queries.shape
+    _check_integers("classes", classes, num_queries)
+    _check_integers("filled", filled, len(filled))
+    if starts is not None:
+        _check_integers("starts", starts, len(filled))
     num_classes, num_bank_rows = len(filled), len(bank)
     distances = queries.new_empty(num_queries, dtype=torch.float32)
     rows = queries.new_empty(num_queries, dtype=torch.int64)
@@ -116,6 +121,10 @@ def forward(
 def backward(grad: Tensor, rows: Tensor, signs: Tensor, dtype: torch.dtype) -> Tensor:
     """simfast::nearest_l1_backward on CUDA, in one launch."""
     num_queries, width = signs.shape
+    _check_integers("rows", rows, num_queries)
+    if grad.shape != (num_queries,):
+        raise ValueError(f"nearest_l1_backward: grad must be [{num_queries}], {came(grad)}")
+    rows, signs = rows.contiguous(), signs.contiguous()
     grad_queries = signs.new_empty(signs.shape, dtype=dtype)
     if signs.numel():
         with torch.cuda.device_of(signs):
@@ -123,3 +132,9 @@ def backward(grad: Tensor, rows: Tensor, signs: Tensor, dtype: torch.dtype) -> T
                 grad, grad.stride(0), rows, signs, grad_queries, D=width, WIDTH=1024, num_warps=4
             )
     return grad_queries
+
+
+def _check_integers(name: str, x: Tensor, length: int) -> None:
+    """What the kernels read by index: the operator may be called by itself, without the checks of nearest.py."""
+    if x.dtype != torch.int64 or x.shape != (length,):
+        raise ValueError(f"nearest_l1: {name} must be int64 [{length}], {came(x)}")

@@ -1,14 +1,12 @@
 """Curves over steps, and how a figure is saved."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+# Not pyplot, which keeps figures and a backend for all of the process.
 from matplotlib.figure import Figure
+
+from simfast.runtime.files import replacing
 
 # What evaluations find: the title of the axis, and the line style of each value on it.
 AXES: dict[str, dict[str, str]] = {
@@ -24,7 +22,8 @@ def save_curve(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     evaluations = {name: [row for row in rows if row["kind"] == "eval"] for name, rows in runs.items()}
     found = {key for rows in evaluations.values() for row in rows for key, value in row.items() if value is not None}
     shown = [title for title, keys in AXES.items() if found & keys.keys()] or [next(iter(AXES))]
-    figure, all_axes = plt.subplots(1, len(shown), figsize=(6 * len(shown), 4), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(6 * len(shown), 4), layout="constrained")
+    all_axes = figure.subplots(1, len(shown), squeeze=False)
     for title, axes in zip(shown, all_axes[0], strict=True):
         for number, (name, rows) in enumerate(evaluations.items()):
             for key, style in AXES[title].items():
@@ -40,7 +39,6 @@ def save_curve(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(path.name + ".part")
-    figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
-    os.replace(temporary, path)
+    """A figure as a PNG, whole or not at all."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,12 +1,16 @@
 """Losses and scores of a run while it goes: JSON lines and TensorBoard."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from simfast.report.results import is_figure
 from simfast.runtime.files import write_text
+
+log = logging.getLogger("simfast")
 
 
 class Metrics:
@@ -37,11 +41,25 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line cut short by a crash is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
+    """The rows of a `metrics.jsonl`, without a last line that a crash cut short.
+
+    What else is no row, as a power loss may leave it, is left out with a warning that names the line.
+    """
+    rows, wrong = [], []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+            if number == len(lines):
+                break
+        rows.append(row) if _is_row(row) else wrong.append(number)
+    if wrong:
+        log.warning("%s: line %d and %d more are no rows of metrics, and left out", path, wrong[0], len(wrong) - 1)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    known = isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int
+    return known and all(is_figure(value) for key, value in row.items() if key != "kind")

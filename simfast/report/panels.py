@@ -1,16 +1,17 @@
 """Pictures of predictions beside image and truth, of one run and of several."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from simfast.config.classes import Classes
 from simfast.data.classes import colourise
-from simfast.report.figures import plt, save_figure
+from simfast.report.figures import save_figure
+from simfast.runtime.files import replacing
 
 PANEL_WIDTH = 1024
 """The most pixels that a picture in a panel is wide: at Cityscapes' 2048, a panel is 25 million pixels."""
@@ -35,9 +36,8 @@ def save_panel(path: Path, pictures: Sequence[tuple[Tensor, ...]], classes: Clas
         photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
         maps = (Image.fromarray(colourise(x.numpy(), classes)).resize(size, Image.Resampling.NEAREST) for x in labels)
         rows.append(np.concatenate([np.asarray(tile) for tile in (photo, *maps)], 1))
-    temporary = path.with_name(path.name + ".part")
-    Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        Image.fromarray(np.concatenate(rows)).save(file, format="PNG")
 
 
 def save_comparison(path: Path, panels: dict[str, Path], *, with_data: bool = True, truth: bool = True) -> None:
@@ -55,9 +55,8 @@ def save_comparison(path: Path, panels: dict[str, Path], *, with_data: bool = Tr
         image, _, *last = next(iter(tiles.values()))
         columns = {"image": image} | columns | ({"truth": last[0]} if truth else {})
     height, width = next(iter(columns.values())).shape[:2]
-    figure, axes = plt.subplots(
-        1, len(columns), figsize=(2.4 * len(columns), 2.4 * height / width + 0.3), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(2.4 * len(columns), 2.4 * height / width + 0.3), layout="constrained")
+    axes = figure.subplots(1, len(columns), squeeze=False)
     for axis, (title, column) in zip(axes[0], columns.items(), strict=True):
         axis.imshow(column)
         axis.set_title(title, fontsize=9)

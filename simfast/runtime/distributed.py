@@ -98,6 +98,13 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def lowest(x: Tensor) -> Tensor:
+    """The lowest x of all processes, element by element, in place."""
+    if size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MIN)
+    return x
+
+
 def highest(value: int) -> int:
     """The highest of all processes' values. Waits on the host, not on a GPU."""
     if size() == 1:

@@ -4,12 +4,15 @@ import contextlib
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 LONGEST_NAME = 255
 """Bytes, on the file systems in use."""
+MOST_LINKS = 40
+"""That are followed from one to the next, as Linux does."""
 CHUNK = 2**20
 """Bytes that are read at a time."""
 
@@ -20,7 +23,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     whole, and is on the disk. Where the context ends by an error, the file is as it was, and nothing else is left.
 
     It is written under another name in the same folder. Of a link, the file that it leads to is replaced; what is no
-    regular file, as a terminal or a pipe, is written to directly.
+    regular file, as a terminal or a pipe, or what this process has open, as /dev/stdout, is written to directly.
 
     Args:
         path: of the file, in a folder that is there.
@@ -28,6 +31,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: what writing raises, naming the file: that of a full disk, too, where a library in between hides it.
     """
+    if (number := _descriptor(path)) is not None:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what was said before stands before it
+        with naming(path), open(os.dup(number), "wb") as file:
+            yield file
+        return
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file() and not path.is_dir():
         with naming(path), open(path, "wb") as file:
@@ -47,8 +56,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
             sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error counts
+            temporary.unlink()
         raise
+
+
+def _descriptor(path: Path) -> int | None:
+    """Of /dev/stdout and its like, which of this process's open files it is: it may be a file that others have written
+    to, a pipe or a socket, and is neither to be replaced nor opened anew."""
+    own = {os.path.realpath(folder) for folder in ("/dev/fd", "/proc/self/fd")}
+    for _ in range(MOST_LINKS):
+        if path.name.isdigit() and os.path.realpath(path.parent) in own:
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from simfast.runtime.files import naming
+
 NAME = ".lock"
 # A lock of a file is the process's: it would not keep another thread of ours out.
 _ours: set[tuple[int, Path]] = set()
@@ -31,7 +33,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     if key in _ours:
         raise ValueError(f"{what}: {folder} must be used by one program at a time, got another part of this one in it")
     # POSIX locks: those of flock would go on in forked workers that outlive this process.
-    number = _opened(path, folder, what)
+    with naming(path):
+        number = _opened(path, folder, what)
     _ours.add(key)
     try:
         yield

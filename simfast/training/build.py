@@ -1,5 +1,6 @@
 """The networks of a run, put together as its settings say."""
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from simfast import ops
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
+from simfast.models import checkpoint
 from simfast.models.deeplab import deeplab_v2
 from simfast.models.discriminator import Discriminator
 from simfast.models.weights import load_weights
@@ -19,7 +21,17 @@ log = logging.getLogger("simfast")
 
 
 def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] | None) -> Trainer:
-    """The networks that the method needs with their optimisers, from initial weights or from a checkpoint."""
+    """The networks that the method needs with their optimisers, from initial weights or from a checkpoint.
+
+    A run goes on in the precision that it began in, also on a device for which `auto` means another.
+
+    Raises:
+        ValueError: the checkpoint is not of these networks; names file and key.
+    """
+    if resumed and config.precision == "auto" and (precision := resumed.get("precision")) is not None:
+        if precision != (usual := resolve_precision("auto", device)):
+            log.info("precision: stays %s, in which the run began (auto is %s here)", precision, usual)
+        config = dataclasses.replace(config, precision=precision)
     model = deeplab_v2(config.arch, len(config.classes), config.head_dilations, config.batch_norm)
     convention = None if config.convention == "auto" else config.convention
     if config.weights and not resumed:
@@ -33,8 +45,22 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
     matching = build_matching(config, model.num_features, device) if config.method == "aa+sim" else None
     trainer = Trainer(config, model, discriminator, matching, convention or "rgb", device)
     if resumed:
-        trainer.load_state_dict(resumed)
+        _load(trainer, resumed, f"checkpoint: {config.resume}")
     return trainer
+
+
+def _load(trainer: Trainer, resumed: dict[str, Any], where: str) -> None:
+    for part, wanted in trainer.state_dict().items():
+        if part not in resumed:
+            raise ValueError(f"{where}: must have the key {part!r} with this method and precision, got none")
+        # The module itself tells what banks of older versions lack.
+        if part == "matching" and isinstance(resumed[part], dict):
+            wanted = {key: wanted[key] for key in wanted if key in resumed[part]}
+        checkpoint.require_like(resumed[part], wanted, f"{where}: {part}")
+    try:
+        trainer.load_state_dict(resumed)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:  # whatever torch says of it, in many lines
+        raise ValueError(f"{where}: must fit to these settings, got {' '.join(str(error).split())}") from error
 
 
 def build_matching(config: Config, num_features: int, device: torch.device) -> StuffInstanceMatching:

@@ -3,6 +3,7 @@
 import logging
 
 from simfast.config import Config
+from simfast.config.classes import IGNORE
 from simfast.data.check import SAMPLE, check_sample
 from simfast.data.order import Dataset, Mixture
 from simfast.data.parts import source_parts
@@ -37,7 +38,10 @@ def first_look(
     warned = False
     for part, dataset in parts.items():
         found = check_sample(dataset, part, SECONDS / len(parts), labels=not (pseudo and part == "target"))
-        if found.problems:
+        void = found.pixels is not None and not found.pixels[:IGNORE].any()
+        if part != "held-out" and len(found.problems) <= config.skip_bad_files and not void:
+            found.warnings.extend(found.problems)
+        elif found.problems:
             more = f" (problems in a sample: {len(found.problems)}; `simfast check-data` lists all)"
             raise ValueError(found.problems[0] + (more if len(found.problems) > 1 else ""))
         for text in found.warnings:

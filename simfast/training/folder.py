@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +9,13 @@ from pathlib import Path
 
 from simfast.config import Config
 from simfast.runtime import distributed
-from simfast.runtime.console import set_up_logging
+from simfast.runtime.lock import NAME as LOCK
+from simfast.runtime.lock import locked
 
 # What a run writes before its first step.
 BEGINNINGS = {"log.txt", "config.yaml", "metrics.jsonl", "tensorboard"}
+# What it writes whole or not at all: what a killed one may have left of it has this name and ".part".
+HALF_WRITTEN = (*("*.pt", "panel-*.png", "config.yaml", "metrics.jsonl", "result.json", "curve.png"),)
 
 
 @dataclass
@@ -31,7 +33,8 @@ class RunFolder:
 @contextlib.contextmanager
 def run_folder(config: Config) -> Iterator[RunFolder]:
     """Context of a run, or of both stages, with the folder to write to; a new run never writes into one that holds a
-    run already.
+    run already, and no run into one that another one is writing to. What one that was killed left half-written is
+    removed.
 
     Where the context ends by an error or a signal before a step is done, what it has begun to write is removed, and the
     folder with it, as far as they were not there before. Checkpoints, pseudo labels and all else stay.
@@ -39,24 +42,36 @@ def run_folder(config: Config) -> Iterator[RunFolder]:
     Raises:
         ValueError, OSError: naming the folder.
     """
-    path, made, there = distributed.on_lead(_make, config)
-    folder = RunFolder(path)
-    try:
-        yield folder
-    except BaseException:
-        if not folder.begun and distributed.is_lead():
-            _remove(path, made, there)
-        raise
+    with contextlib.ExitStack() as lock:
+        path, made, there = distributed.on_lead(_make, config, lock)
+        folder = RunFolder(path)
+        try:
+            yield folder
+        except BaseException:
+            if not folder.begun and distributed.is_lead():
+                _remove(path, there)
+                lock.close()
+                _remove_empty(made)
+            raise
 
 
-def _make(config: Config) -> tuple[Path, list[Path], set[str]]:
-    """The folder, those that had to be made for it, from the inside out, and what it holds already."""
+def _make(config: Config, lock: contextlib.ExitStack) -> tuple[Path, list[Path], set[str]]:
+    """The folder, those that had to be made for it, from the inside out, and what it holds already. It is locked, for
+    as long as `lock` is open."""
     out = config.out
     if out is not None:
-        if config.resume is None and any((out / name).exists() for name in ("last.pt", "stage1")):
-            raise ValueError(f"out: {out} holds a run already; continue it with --resume {out}, or choose another")
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.enter_context(locked(out, "out" if config.resume is None else "resume"))
+            if config.resume is None and any((out / name).exists() for name in ("last.pt", "stage1")):
+                raise ValueError(f"out: {out} holds a run already; continue it with --resume {out}, or choose another")
+        except BaseException:
+            _remove_empty(made)
+            raise
+        for name in HALF_WRITTEN:
+            for path in out.glob(f"{name}.part"):
+                path.unlink()
         return out, made, {path.name for path in out.iterdir()}
     numbers = itertools.count(1)
     while True:
@@ -64,16 +79,19 @@ def _make(config: Config) -> tuple[Path, list[Path], set[str]]:
         made = [folder for folder in (out, out.parent) if not folder.exists()]
         with contextlib.suppress(FileExistsError):  # another run may begin at the same moment, and take this one
             out.mkdir(parents=True)
-            return out, made, set()
+            lock.enter_context(locked(out, "out"))
+            return out, made, {LOCK}
 
 
-def _remove(path: Path, made: list[Path], there: set[str]) -> None:
+def _remove(path: Path, there: set[str]) -> None:
     new = {entry.name for entry in path.iterdir()} - there
     if not new <= BEGINNINGS:
         return
-    set_up_logging(level=logging.getLogger().level)  # closes the log in the folder
     for name in new:
         shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
-    for folder in made:
-        with contextlib.suppress(OSError):  # another run is in it by now
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # something is in it, perhaps another run by now
             folder.rmdir()

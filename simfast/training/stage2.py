@@ -8,7 +8,9 @@ import torch
 
 from simfast.config import Config
 from simfast.data.parts import open_part
-from simfast.inference.pseudo_labels import THRESHOLDS_FILE, make_pseudo_labels, require_labels
+from simfast.data.predictions import THRESHOLDS_FILE
+from simfast.inference.label_folder import require_labels
+from simfast.inference.pseudo_labels import make_pseudo_labels
 from simfast.models import checkpoint
 from simfast.models.restore import Restored, restore_model
 from simfast.runtime.console import StopSignals

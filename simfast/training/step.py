@@ -19,6 +19,7 @@ from simfast.training.modes import resolve_mode, resolve_precision
 from simfast.training.networks import Networks
 from simfast.training.optimizers import Optimizers
 from simfast.training.self_training import draw_order, label_confidently, mix
+from simfast.training.undo import Undo
 
 log = logging.getLogger("simfast")
 
@@ -52,6 +53,8 @@ class Trainer:
     Attributes:
         mode, precision: what `step_mode` and `precision` of the settings became on this device.
         teacher, scaler: of `networks` and `optimizers`; None where the settings need none.
+        whole: whether the state is that after a whole step, also where the step after it ended in an error; False where
+            that was in the optimisers, between one parameter and the next.
 
     Raises:
         ValueError: a mode that the device does not have.
@@ -77,6 +80,8 @@ class Trainer:
             matching.to(device)
         self._aside = Aside(device)
         self._captured = self._new_graph()
+        self.whole = True
+        self._undo = Undo(module for module in (model, matching) if module is not None)
 
     @property
     def convention(self) -> str:
@@ -118,6 +123,7 @@ class Trainer:
         Raises:
             CannotCapture: a CUDA graph was asked for, and the step does not fit into one, or the batch has other shapes
                 than the first one. With step_mode "auto" such a step is an eager one.
+            Whatever else went wrong. Then the state is that from before the step, unless `whole` says otherwise.
         """
         self.optimizers.set_rates(step)
         order = None
@@ -129,11 +135,14 @@ class Trainer:
             try:
                 return self._captured(*inputs)
             except CannotCapture as reason:
+                self.whole = True  # all that the attempt changed has been put back
                 if self.config.step_mode != "auto":
                     raise
                 log.warning("%s; from here on every step is eager", reason)
                 self.mode, self._captured = "eager", None
-        return self._update(*inputs)
+        # Its optimisers are the last in a step; before them, it changes buffers alone.
+        with self._undo:
+            return self._update(*inputs)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -242,9 +251,11 @@ class Trainer:
             losses |= target_losses
         if self.discriminator is not None:
             losses["d"] = self._discriminator_loss(source_maps, target_maps)
+        self.whole = False
         self.optimizers.step()
         if self.teacher is not None:
             self.teacher.follow()
+        self.whole = True
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _source_losses(self, source: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import logging
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +27,7 @@ from simfast.config.presets import PRESETS
 from simfast.data import open_dataset
 from simfast.data.parts import arguments_of
 from simfast.data.prepare import prepare
+from simfast.models import checkpoint
 from simfast.report.panels import save_panel
 
 # Stands for the trainer: writes down how it was called, and a result whose score tells its settings.
@@ -102,6 +106,8 @@ def test_a_row_carries_settings_of_its_own(shared):
     [
         ("aa+simm", r"rows: 'aa\+simm' must be one of source-only, .*, modules, lambda_ci, w"),
         ("aa,lamda_ci=1", "rows: aa,lamda_ci=1: unknown key 'lamda_ci'; the closest one is 'lambda_ci'"),
+        ("aa,lr=[", r"rows: aa,lr=\[: while parsing"),
+        ("aa,stuff_rows=010", "rows: aa,stuff_rows=010: 010, which YAML takes for 8"),
         ("aa,lr=fast", "rows: aa,lr=fast: lr: .* got 'fast'"),
     ],
 )
@@ -155,11 +161,89 @@ def test_a_signal_reaches_the_runs_in_progress_which_have_time_to_save(number, j
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         ablate.run_all(runs, [sys.executable, str(trainer)], jobs)
+    assert ended.value.code == 128 + number
     thread.join()
     assert [(run.config.out / "last.pt").exists() for run in runs] == [i < jobs for i in range(3)]
     assert not runs[jobs].config.out.exists()
+
+
+def test_in_a_thread_of_another_program_the_runs_are_done_without_signals(shared, trainer):
+    runs, failed = plan(["aa"], [0], shared), []
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=lambda: failed.append(ablate.run_all(runs, trainer)))
+    thread.start()
+    thread.join()
+    assert (failed, runs[0].done) == ([[]], True)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# A run that keeps its folder and takes its time to save, in a program that does an ablation of it.
+ABLATION = """
+import dataclasses, pathlib, sys
+from simfast.analysis import ablate
+from simfast.analysis.rows import plan
+from simfast.config.presets import PRESETS
+shared = dataclasses.replace(PRESETS["gta5"], out=pathlib.Path(sys.argv[1]))
+ablate.run_all(plan(["aa"], [0], shared), [sys.executable, sys.argv[2]])
+"""
+KEEPING = """
+import pathlib, signal, sys, time
+from simfast.runtime.console import StopSignals
+from simfast.runtime.lock import locked
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+with locked(out, "out"), StopSignals() as stop:
+    (out / "begun").touch()
+    while not stop.received:
+        time.sleep(0.01)
+    time.sleep(1)
+    (out / "last.pt").touch()
+sys.exit(128 + stop.received)
+"""
+
+
+def test_a_killed_ablation_takes_its_run_along_which_saves_and_the_next_one_waits_for_that(
+    shared, trainer, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "keeping.py").write_text(KEEPING)
+    first = subprocess.Popen([sys.executable, "-c", ABLATION, str(tmp_path), str(tmp_path / "keeping.py")])
+    (run,) = plan(["aa"], [0], shared)
+    while not (run.config.out / "begun").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    with pytest.raises(ValueError, match=r"out: .* must be used by one program at a time, got one in it \(.*wait"):
+        ablate.run_all([run], trainer)
+    first.kill()
+    first.wait()
+    caplog.set_level(logging.INFO, "simfast")
+    monkeypatch.setattr(ablate, "SAVING_SECONDS", 0.3)
+    with pytest.raises(ValueError, match=r"rows: .*aa-seed0 must be used by one program at a time"):
+        ablate.run_all([run], trainer)
+    monkeypatch.undo()
+    assert ablate.run_all([run], trainer) == []
+    assert (tmp_path / "calls.txt").read_text().split() == ["aa-seed0", "resumed"]
+    assert caplog.text.count("another program is in it, as one that saves; waiting for its end") == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "folder"),
+    [
+        ("source-only,weights=/abs/x.pt", r"source-only-weights=_abs_x\.pt-[0-9a-f]{8}"),
+        ("aa,weights=../../x.pt", r"aa-weights=\.\._\.\._x\.pt-[0-9a-f]{8}"),
+        ("aa,weights=" + 50 * "long/", r"aa-weights=(long_)+long-[0-9a-f]{8}"),
+        ("aa+sim,lambda-ci=0.1,stuff_rows=10", r"aa\+sim-lambda-ci=0\.1-stuff_rows=10"),
+    ],
+)
+def test_a_row_is_one_folder_whatever_its_settings_hold(row, folder, shared):
+    (run,) = plan([row], [3], shared)
+    assert run.config.out.parent == shared.out
+    assert re.fullmatch(folder + "-seed3", run.config.out.name)
+    assert len(run.config.out.name) < 220
+
+
+def test_rows_of_different_paths_have_different_folders(shared):
+    assert len({*names(plan(["aa,weights=a/b.pt", "aa,weights=a_b.pt", "aa,weights=a\\b.pt"], [0], shared))}) == 3
 
 
 def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, tmp_path):
@@ -224,6 +308,52 @@ def test_other_settings_in_the_same_folder_are_refused(shared, trainer):
             (shared.out / "aa-seed0" / "result.json").unlink()
         with pytest.raises(ValueError, match=r"settings\.yaml: lr must stay 0.00025 as the run was begun, got 0.1"):
             ablate.run_all(plan(["aa"], [0], dataclasses.replace(shared, lr=0.1)), trainer)
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 100, '{"seed": 0, "last": {"step'])
+def test_a_result_that_a_power_loss_left_empty_is_made_again(content, shared, trainer, tmp_path, caplog):
+    runs = plan(["aa"], [0], shared)
+    ablate.run_all(runs, trainer)
+    (runs[0].config.out / "last.pt").touch()
+    runs[0].result.write_text(content)
+    assert ablate.run_all(runs, trainer) == []
+    assert (tmp_path / "calls.txt").read_text().split()[2:] == ["aa-seed0", "resumed"]
+    assert runs[0].done
+    assert f"{runs[0].result}: is empty or cut short" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "came"),
+    [
+        ("[1]", "a list"),
+        ('{"seed": 0, "last": 3, "best": {"miou": 1}}', "no scores in 'last'"),
+        ('{"last": {"miou": "x"}, "best": {"miou": 1}}', "'x' for 'miou' in 'last'"),
+        ('{"last": {"miou": 1}, "best": {"miou": 1}, "report": [1]}', "no scores in 'report'"),
+    ],
+)
+def test_a_result_of_another_kind_is_named_with_the_remedy(content, came, shared, trainer):
+    runs = plan(["aa"], [0], shared)
+    ablate.run_all(runs, trainer)
+    runs[0].result.write_text(content)
+    rule = f"must be the result of a run, got {re.escape(came)}; remove it, and resume its run to write it"
+    with pytest.raises(ValueError, match=rf"result\.json: {rule}"):
+        ablate.run_all(runs, trainer)
+
+
+def test_settings_that_a_power_loss_left_empty_are_the_checkpoints(shared, trainer, tmp_path):
+    runs = plan(["aa"], [0], shared)
+    ablate.run_all(runs, trainer)
+    (tmp_path / "aa-seed0" / "settings.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"settings\.yaml: must have the settings .*, got an empty file; remove it"):
+        ablate.run_all(runs, trainer)
+    checkpoint.save(tmp_path / "aa-seed0" / "last.pt", {"config": runs[0].config.to_dict()})
+    other = plan(["aa"], [0], dataclasses.replace(shared, lr=0.1))
+    with pytest.raises(ValueError, match=r"lr must stay 0\.00025"):
+        ablate.run_all(other, trainer)
+    assert ablate.run_all(runs, trainer) == []
+    for name in ("last.pt", "result.json"):
+        (tmp_path / "aa-seed0" / name).unlink()
+    assert ablate.run_all(other, trainer) == []  # it had not begun
 
 
 def test_other_classes_in_the_same_folder_are_refused_by_name(shared, trainer):

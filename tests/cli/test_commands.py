@@ -125,11 +125,16 @@ def test_completion_knows_every_command_and_its_options(shell, capsys):
     assert all(name in script for name in [*COMMANDS, "--lambda-adv", "--label-ids"])
 
 
-def test_without_its_packages_the_command_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize("missing", ["tyro", "pydantic", "cv2", "tabulate"])
+def test_without_its_packages_the_command_says_what_to_install(missing, monkeypatch, tmp_path):
+    for name in [name for name in sys.modules if name.startswith(("simfast.", missing))]:
+        monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.startswith("simfast.cli.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    assert simfast("train") == "simfast: needs its training packages: pip install 'simfast[train]'"
+    monkeypatch.setitem(sys.modules, missing, None)
+    remedy = f"pip install 'simfast[train]' (got no {missing})"
+    said = simfast("train", "--out", tmp_path / "run", "--steps", 1, "--workers", 0)
+    assert said == f"simfast: needs its training packages: {remedy}"
 
 
 class Spy(Config):

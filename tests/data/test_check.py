@@ -65,14 +65,35 @@ def test_pixels_of_each_class_are_counted_and_absent_ones_stand_out(tmp_path):
     }
 
 
-def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
-    make_gta5(tmp_path, count=5)
+def test_a_fault_of_many_files_is_told_once(tmp_path):
+    make_gta5(tmp_path, count=9)
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
-    text = report_text({"source": check_part("gta5", tmp_path, "train", SIZE, 0, labelled=False)}, CITYSCAPES, most=2)
+    report = check_part("gta5", tmp_path, "train", SIZE, 0, labelled=False)
+    assert len(report.problems) == 9
+    first, sentence, others = report_text({"source": report}, CITYSCAPES).splitlines()
+    assert first == "source: 9 images, problems: 9"
+    assert sentence.startswith(f"  {tmp_path}/images/00001.png: must be a readable picture")
+    assert others == "    the same of 8 more: 00002.png, 00003.png, 00004.png, 00005.png, 00006.png ..."
+
+
+def test_label_maps_that_are_not_there_are_told_once(tmp_path):
+    for i in range(4):
+        save(tmp_path / f"images/{i}.png", picture(i))
+    save(tmp_path / "labels/0.png", ids_map([0, 1]))
+    text = report_text({"source": check_part("folder", tmp_path, "train", SIZE, 0)}, CITYSCAPES)
+    assert text.count("must have a label map") == 1
+    assert "the same of 2 more: 2.png, 3.png\n" in text
+
+
+def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
+    make_gta5(tmp_path, count=5)
+    for i, path in enumerate(sorted((tmp_path / "labels").iterdir())):
+        save(path, ids_map([7, 100 + i // 2]))
+    text = report_text({"source": check_part("gta5", tmp_path, "train", SIZE, 0)}, CITYSCAPES, most=2)
     assert text.startswith("source: 5 images, problems: 5\n")
-    assert text.endswith("... and 3 more")
-    assert "pixels" not in text
+    assert [line.strip()[:12] for line in text.splitlines()[2:6:2]] == ["the same of ", "the same of "]
+    assert text.splitlines()[5] == "  ... and 1 more"
 
 
 def test_a_cache_is_checked_by_its_sums(tmp_path):

@@ -272,10 +272,7 @@ def test_a_flipped_byte_is_found_and_its_shard_alone_is_written_again(roots, tmp
     content[-3] ^= 1
     broken.write_bytes(content)
     (problem,) = verify(folder)
-    assert problem.startswith(f"{broken}: its checksum is not the prepared one; delete it and run `simfast prepare`")
-    broken.unlink()
-    with pytest.raises(ValueError, match=r"labels-00002\.npy: must have \d+ bytes, as prepared"):
-        open_part(roots, cache=tmp_path / "cache")
+    assert problem.startswith(f"{broken}: its checksum is not the prepared one; run `simfast prepare`")
     before = written(folder)
     prepare(open_part(roots), tmp_path / "cache", 0)
     changed = [name for name, state in written(folder).items() if before.get(name) != state]

@@ -1,12 +1,16 @@
 """Prediction of a user's own pictures: whatever their size and mode, whole files or none, and as evaluated."""
 
+import io
 import logging
+import os
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from cityscapesscripts.helpers.labels import trainId2label
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -15,9 +19,11 @@ from simfast.data import open_dataset
 from simfast.data.classes import coding_of, palette
 from simfast.data.folder import open_pairs
 from simfast.data.loader import evaluation_loader
+from simfast.data.prepare import prepare
 from simfast.inference.evaluate import evaluate
 from simfast.inference.predict import network_size
 from simfast.inference.predict import predict as predict_with
+from simfast.inference.pseudo_labels import make_pseudo_labels
 from simfast.models import deeplab_v2
 
 CPU = torch.device("cpu")
@@ -158,6 +164,74 @@ def test_a_bad_picture_is_named_and_skipped(tmp_path, caplog):
     assert len(files_of(out)) == 3 * 10 + 1
 
 
+@settings(max_examples=40, deadline=10_000, derandomize=True)
+@given(st.sampled_from(["png", "jpeg"]), st.floats(0, 0.999), st.none() | st.integers(1, 255))
+def test_a_mangled_picture_is_labelled_or_named_and_the_other_is_labelled(tmp_path_factory, kind, share, change):
+    photos, whole = tmp_path_factory.mktemp("photos", numbered=True), io.BytesIO()
+    Image.fromarray(picture(0, 40, 40)).save(photos / "whole.png")
+    Image.fromarray(picture(1, 40, 40)).save(whole, format=kind)
+    content = bytearray(whole.getvalue())
+    at = int(share * len(content))
+    content[at:] = [content[at] ^ change, *content[at + 1 :]] if change else []
+    (photos / f"mangled.{kind}").write_bytes(content)
+    skipped = predict(Brightness(), "rgb", photos, photos / "out", target_size=(32, 32))
+    assert all(path.name == f"mangled.{kind}" and len(reason.splitlines()) == 1 for path, reason in skipped)
+    assert len(files_of(photos / "out/labels")) == 2 - len(skipped)
+
+
+def test_what_is_no_regular_file_is_named_and_the_others_go_on(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    longest = "x" * 251 + ".png"
+    for name in ("a.png", longest, "z.png"):
+        Image.fromarray(picture(0, 40, 40)).save(photos / name)
+    os.mkfifo(photos / "pipe.png")
+    links = {"loop.png": "loop.png", "zero.png": "/dev/zero", "broken.png": "nowhere", "folder.png": "."}
+    for name, to in links.items():
+        (photos / name).symlink_to(to)
+    for number, inputs in enumerate((photos, sorted(photos.iterdir()))):
+        inputs = [path for path in inputs if path.name != "folder.png"] if number else inputs
+        skipped = predict(Brightness(), "rgb", inputs, out / str(number), target_size=(32, 32))
+        assert [path.name for path, _ in skipped] == ["broken.png", "loop.png", "pipe.png", "zero.png"]
+        assert all("\n" not in reason for _, reason in skipped)
+        assert files_of(out / str(number) / "labels") == ["a.png", longest, "z.png"]
+
+
+def test_a_path_that_is_too_long_for_an_output_stops_no_other(tmp_path):
+    Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
+    deep, names = os.open(tmp_path, os.O_RDONLY), ["d" * 250] * 15
+    for name in names:  # the whole path is too long once the output's folder is added
+        os.mkdir(name, dir_fd=deep)
+        deep, above = os.open(name, os.O_RDONLY, dir_fd=deep), deep
+        os.close(above)
+    with open(os.open("b.png", os.O_WRONLY | os.O_CREAT, dir_fd=deep), "wb") as file:
+        Image.fromarray(picture(0, 40, 40)).save(file, format="PNG")
+    os.close(deep)
+    out = tmp_path / ("o" * 250)
+    (skipped,) = predict(Brightness(), "rgb", tmp_path, out, target_size=(32, 32))
+    assert "too long" in skipped.reason
+    assert files_of(out / "labels") == ["a.png"]
+
+
+def test_names_that_are_not_utf_8_are_kept(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    odd = os.fsdecode(b"\xff\xfe.png")
+    Image.fromarray(picture(0, 40, 40)).save(photos / odd)
+    (photos / os.fsdecode(b"\xff.png")).write_bytes(b"no picture")
+    (skipped,) = predict(Brightness(), "rgb", photos, tmp_path / "out", target_size=(32, 32))
+    assert "cannot identify" in skipped.reason
+    assert os.listdir(tmp_path / "out/labels") == [odd]
+
+
+def test_a_picture_whose_output_would_lie_below_anothers_is_refused(tmp_path):
+    for name in ("a.jpg", "a.png/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(0, 40, 40)).save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"b\.jpg: must have an output of its own, got a\.png/b\.png below that of"):
+        predict(Brightness(), "rgb", tmp_path, tmp_path / "out")
+
+
 def test_inputs_that_cannot_go_together_leave_nothing_behind(tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     (photos / "sub").mkdir(parents=True)
@@ -198,6 +272,40 @@ def test_what_was_predicted_among_photographs_is_no_photograph(tmp_path):
     assert f"{tmp_path}: folders of predictions are passed over (6, such as again/colour)" in photos.passed_over
 
 
+def test_what_simfast_wrote_among_photographs_is_no_photograph(tmp_path, caplog):
+    (tmp_path / "heap/album").mkdir(parents=True)
+    for name in ("a.png", "album/b.png"):
+        Image.fromarray(picture(0, 40, 40)).save(tmp_path / "heap" / name)
+    (tmp_path / "heap/album/index.json").write_text("{}")  # a user's own
+    photos = open_dataset("folder", tmp_path / "heap", "train", (32, 32), labelled=False)
+    part = prepare(photos, tmp_path / "heap/cache", 0)
+    unfinished = tmp_path / "heap/cache/unfinished"
+    unfinished.mkdir()
+    (unfinished / "images-00000.npy").write_bytes((part / "images-00000.npy").read_bytes())
+    (unfinished / "shard-00000.json").write_text("{}")
+    make_pseudo_labels(
+        Brightness(), photos, tmp_path / "heap/labelled", "rgb", CPU, class_names=[str(i) for i in range(19)]
+    )
+    for run in ("run", "all/stage1"):
+        (tmp_path / "heap" / run).mkdir(parents=True)
+        for name in ("config.yaml", "last.pt"):
+            (tmp_path / "heap" / run / name).write_text("")
+        Image.fromarray(picture(0, 40, 40)).save(tmp_path / "heap" / run / "panel-00001.png")
+    again = open_dataset("folder", tmp_path / "heap", "train", (32, 32), labelled=False)
+    assert again.names == photos.names == ["a", "album/b"]
+    said = "\n".join(again.passed_over)
+    for what, example in (
+        ("folders of runs are passed over (2, such as all/stage1)", "run"),
+        ("folders of prepared data are passed over (2, such as cache/", "cache"),
+        ("folders of pseudo labels are passed over (1, such as labelled)", "labelled"),
+    ):
+        assert what in said, example
+    with caplog.at_level(logging.INFO):
+        predict(Brightness(), "rgb", tmp_path / "heap", tmp_path / "out", target_size=(32, 32))
+    assert files_of(tmp_path / "out/labels") == ["a.png", "album/b.png"]
+    assert f"{tmp_path / 'heap/labelled'}: passed over, as folders of pseudo labels are" in caplog.text
+
+
 def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
     Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
     predict(Brightness(), "rgb", tmp_path / "a.png", tmp_path / "out", target_size=(32, 32))
@@ -205,9 +313,8 @@ def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
     save = Image.Image.save
 
     def full_disk(self, path, *args, **options):
-        if "overlay" in str(path):
-            with open(path, "wb") as file:
-                file.write(b"half")
+        if "overlay" in str(path.name):
+            path.write(b"half")
             raise OSError("no space left")
         save(self, path, *args, **options)
 

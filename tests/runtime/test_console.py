@@ -9,18 +9,12 @@ from datetime import datetime
 
 import pytest
 
-from simfast.runtime.console import Progress, set_up_logging
+from simfast.runtime.console import Progress, in_file, on_terminal
 
 BEGIN = """import logging, sys
-from simfast.runtime.console import set_up_logging
+from simfast.runtime.console import on_terminal
 from simfast.runtime.pipe import quiet_pipe
 """
-
-
-@pytest.fixture(autouse=True)
-def restore_logging():
-    yield
-    logging.basicConfig(level=logging.WARNING, force=True)
 
 
 def test_without_a_terminal_a_long_work_says_plain_lines_and_draws_nothing(monkeypatch, caplog, capfd):
@@ -30,8 +24,7 @@ def test_without_a_terminal_a_long_work_says_plain_lines_and_draws_nothing(monke
     lines = [record.message for record in caplog.records]
     assert [line.split(",")[0] for line in lines] == [f"read: {i}/3" for i in (1, 2, 3)]
     assert re.fullmatch(r"read: 3/3, [\d.e+]+ image/s, 00:00 left", lines[-1])
-    out, err = capfd.readouterr()  # a test before this one may have set the log up to be printed
-    assert ("\r" in out, err) == (False, "")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_quickly_done_is_not_worth_a_line(caplog):
@@ -42,8 +35,8 @@ def test_what_is_quickly_done_is_not_worth_a_line(caplog):
 
 
 def test_each_line_of_a_log_file_has_its_time_and_the_terminal_none(tmp_path, capsys):
-    set_up_logging(tmp_path / "log.txt")
-    logging.getLogger("simfast").info("a table\nof two lines")
+    with on_terminal(), in_file(tmp_path / "log.txt"):
+        logging.getLogger("simfast").info("a table\nof two lines")
     assert capsys.readouterr().out == "a table\nof two lines\n"
     times, texts = zip(*(line.split(" ", 1) for line in (tmp_path / "log.txt").read_text().splitlines()), strict=True)
     assert texts == ("a table", "of two lines")
@@ -68,7 +61,7 @@ def ended(code):
         pytest.param("print('little')", id="what is still buffered at the end"),
         pytest.param("print('much' * 9999)", id="in the middle"),
         pytest.param("print('little')\nraise SystemExit(0)", id="before a good end"),
-        pytest.param("set_up_logging()\nlogging.getLogger('simfast').info('a line')", id="in the log"),
+        pytest.param("with on_terminal():\n    logging.getLogger('simfast').info('a line')", id="in the log"),
         pytest.param(
             "try:\n    print('much' * 9999)\nexcept OSError as error:\n    raise SystemExit(f'{error}') from None",
             id="taken for another error",

@@ -9,7 +9,7 @@ from PIL import Image
 from running import train
 
 from simfast.models import checkpoint
-from simfast.training import run
+from simfast.training import opening
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_nothing_is_trained_on_labels_without_a_class(source, tmp_path):
 
 def test_the_look_changes_no_bit_of_a_run(settings, tmp_path, monkeypatch):
     states = []
-    for look in (run.first_look, lambda *_: None):
-        monkeypatch.setattr(run, "first_look", look)
+    for look in (opening.first_look, lambda *_: None):
+        monkeypatch.setattr(opening, "first_look", look)
         out = tmp_path / str(len(states))
         train([*settings, "--out", str(out), "--steps", "1"])
         states.append(checkpoint.load(out / "last.pt"))

@@ -1,0 +1,71 @@
+"""Errors of a run in one line: what went wrong, and which setting helps."""
+
+import gc
+import re
+import traceback
+
+import torch
+
+from simfast.config import Config
+from simfast.training.modes import resolve_precision
+from simfast.training.step import Trainer
+
+# Of torch's RuntimeErrors, which have no class for it.
+OUT_OF_MEMORY = re.compile(
+    "can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+)
+
+
+def explained(error: BaseException, config: Config, trainer: Trainer | None = None) -> ValueError | None:
+    """What to say in place of an error that comes of too little memory; None for any other.
+
+    Args:
+        error: as it came. Where it is of this kind, what its frames hold is released.
+        config: the run's settings.
+        trainer: its networks, if there are any yet.
+    """
+    if isinstance(error, ValueError | OSError):  # which says all itself
+        return None
+    cause: BaseException | None = error
+    while cause is not None and not _is_of_memory(cause):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    on_gpu = isinstance(cause, torch.OutOfMemoryError) or "CU" in str(cause)
+    if on_gpu:
+        torch.cuda.empty_cache()
+    if trainer is not None:
+        precision = trainer.precision
+    else:
+        precision = resolve_precision(config.precision, torch.device("cuda" if on_gpu else "cpu"))
+    sizes = "source {}x{}, target {}x{}".format(*config.source_size, *config.target_size)
+    what = f"out of memory on the {'GPU' if on_gpu else 'CPU'} with {sizes}, batch_size {config.batch_size}, "
+    what += f"{config.arch} in {precision}"
+    return ValueError(f"{what}; {_remedy(config, precision, on_gpu)}")
+
+
+def retold(error: Exception, text: str) -> Exception:
+    """A ValueError or OSError, whichever it was, with another text."""
+    return (OSError if isinstance(error, OSError) else ValueError)(text)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _remedy(config: Config, precision: str, on_gpu: bool) -> str:
+    """The setting that matters most, then the others."""
+    sizes = {"source": config.source_size, "target": config.target_size}
+    name, size = max(sizes.items(), key=lambda one: one[1][0] * one[1][1])
+    smaller = "--{}-size {} {}".format(name, *(max(32, side * 3 // 4) for side in size))
+    tries = [f"--batch-size {config.batch_size // 2}"] if config.batch_size > 1 else []
+    tries += ["--precision bf16"] if on_gpu and precision == "fp32" else []
+    tries += [smaller]
+    tries += ["fewer --workers"] if not on_gpu and config.workers else []
+    return f"what helps most in a new run is {tries[0]}" + (f" (else {', '.join(tries[1:])})" if tries[1:] else "")

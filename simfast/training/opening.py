@@ -1,0 +1,74 @@
+"""What a run reads: batches to train on, and what it is looked at by."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simfast.config import Config
+from simfast.data.loader import DomainLoader
+from simfast.data.order import Dataset, Mixture
+from simfast.data.parts import inventory, open_part, open_source, require_same_data, source_parts
+from simfast.runtime import distributed
+from simfast.training.first_look import first_look
+from simfast.training.looks import Scoring, Watching
+
+log = logging.getLogger("simfast")
+
+
+def open_data(
+    config: Config,
+    device: torch.device,
+    position: int,
+    pseudo_labels: Path | None,
+    resumed: dict[str, Any] | None = None,
+) -> tuple[DomainLoader, Dataset | Mixture, Scoring | Watching, dict[str, Any]]:
+    """Training batches from a position on, this process's share of them; what is trained on with labels; what the run
+    is looked at by; and the `inventory` of it all. target-only trains on the target's labels as source-only does on the
+    source's. At position 0 all of it is checked by a sample.
+
+    Args:
+        config: the run's settings.
+        device: where the batches are to be.
+        position: steps done.
+        pseudo_labels: folder of the target's pseudo labels, if there are any.
+        resumed: the checkpoint that the run goes on from.
+
+    Raises:
+        ValueError: what is missing, or not the data that the run began with.
+    """
+    target = open_part(config, "target", pseudo_labels)
+    labelled = target if config.method == "target-only" else open_source(config)
+    looks = (Scoring if config.scored else Watching)(config, labelled, device)
+    seen = target if config.uses_target or config.transfer != "none" else None
+    if position == 0:
+        distributed.on_lead(first_look, config, labelled, seen, looks.scored, pseudo_labels is not None)
+    parts = {"target": seen, "held-out": looks.scored} | source_of(config, labelled)
+    data = inventory(config, {part: dataset for part, dataset in parts.items() if dataset is not None})
+    if resumed and "data" in resumed:
+        require_same_data(resumed["data"], data, config.resume)
+    share = {"skip": config.skip_bad_files, "rank": distributed.rank(), "ranks": distributed.size()}
+    loader = DomainLoader(
+        labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
+    )
+    loader.skipped |= resumed.get("bad_files", {}) if resumed else {}
+    for sentence in dict.fromkeys((*labelled.passed_over, *target.passed_over, *looks.passed_over)):
+        log.info("%s", sentence)
+    what, size = (config.target, config.target_size) if labelled is target else (config.source[0], config.source_size)
+    if isinstance(labelled, Mixture):
+        sets = zip(labelled.datasets, config.sources, strict=True)
+        what = "; ".join(f"{len(data)} of {source.root or source.name}, share {source.share}" for data, source in sets)
+    text = "{} labelled ({}, {}x{})".format(len(labelled), what, *size)
+    if seen is not None:
+        text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)
+    log.info("data: %s, %s", text, looks.about)
+    return loader, labelled, looks, data
+
+
+def source_of(config: Config, labelled: Dataset | Mixture) -> dict[str, Dataset]:
+    """What is trained on with labels, by the names of its parts."""
+    if config.method == "target-only":
+        return {"target": labelled}
+    datasets = labelled.datasets if isinstance(labelled, Mixture) else (labelled,)
+    return dict(zip(source_parts(config), datasets, strict=True))
