@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
     again()
 
+from simfast.runtime.lock import locked
 from tests.campaign.case import Case, descendants, isolate
 from tests.campaign.progress import Progress
 from tests.campaign.world import World
@@ -34,9 +35,9 @@ KINDS = {  # their shares of the time
     "power": 30,
     "disk": 12,
     "flips": 10,
-    "mangled": 12,
+    "mangled": 18,
     "hostile": 3,
-    "maps": 12,
+    "maps": 6,
     "together": 8,
     "endurance": 10,
 }
@@ -58,6 +59,14 @@ def main() -> int:
     for name in ("cases", "world"):
         (out / name).mkdir(parents=True, exist_ok=True)
     _import()
+    try:
+        with locked(out, "--out"):
+            return _campaign(given, out)
+    except ValueError as error:  # two at a time
+        raise SystemExit(f"campaign: {error}") from error
+
+
+def _campaign(given: argparse.Namespace, out: Path) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     isolate(None)
     world = World(out / "world")
