@@ -20,7 +20,7 @@ from simfast.cli.kept import APART, OF_THE_TARGET, of_both_stages, without_other
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, MOVABLE, Config
 from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
-from simfast.config.presets import PRESETS, RECIPES
+from simfast.config.presets import PRESETS, RECIPES, of_recipe
 from simfast.config.settings import GROUPS
 from simfast.config.yaml_text import read_mapping
 
@@ -45,6 +45,7 @@ class Start(NamedTuple):
 
     preset: str | None = None
     recipe: str | None = None
+    arch: str | None = None
     config: str | None = None
     resume: str | None = None
     device: str | None = None
@@ -116,7 +117,8 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     source, target = start.source or settings.get("source", ()), start.target or settings.get("target")
     if stored is not None and start.preset is None and start.config is None:
         base = _of_data(dataclasses.replace(stored, out=None, resume=None), source, target)
-        base = base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
+        if start.recipe is not None:
+            base = Config.from_dict(of_recipe(recipe, start.arch or base.arch), "recipe", base)
         if start.eval_images is not None and Path(start.eval_images) != stored.eval_images:
             base = dataclasses.replace(base, target_ids=None, **dict.fromkeys(APART))  # of the run's own labels
         return _asked(_of_network(base, stored, start), start)
@@ -125,7 +127,9 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
     if preset not in list(PRESETS):
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
-    base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
+    base = dataclasses.replace(PRESETS[preset], preset=preset)
+    arch = start.arch or settings.get("arch", base.arch)
+    base = Config.from_dict(of_recipe(recipe, arch), "recipe", base)
     if stored is not None:  # a network's classes are its own, whatever else is set
         base = dataclasses.replace(_of_classes(base, stored.classes), classes=stored.classes)
         base = _of_network(base, stored, start)

@@ -170,7 +170,7 @@ class DeepLabV2(nn.Module):
     def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict]:
         """Two optimizer groups of the trainable parameters: "backbone" at lr, "head" at head_factor * lr.
 
-        The factor of 10 is the released code's, for a pretrained backbone.
+        The factor of 10 is the released code's for pretrained ResNets; its VGG16 is one group, factor 1.
         """
         head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
         in_head = {id(parameter) for parameter in head}
@@ -179,6 +179,15 @@ class DeepLabV2(nn.Module):
             {"params": backbone, "lr": lr, "name": "backbone"},
             {"params": head, "lr": head_factor * lr, "name": "head"},
         ]
+
+    def listings(self) -> dict[Tensor, int]:
+        """How often the released optimiser lists each trainable parameter outside the head.
+
+        For a ResNet once for each module that it is in, from conv1 or a layer on: conv1 1, blocks 3, their downsample
+        4. VGG16's stand there once.
+        """
+        trainable = {n: p for n, p in self.named_parameters() if p.requires_grad and not n.startswith(self.head_name)}
+        return {p: 1 if self.arch == "vgg16" else name.count(".") for name, p in trainable.items()}
 
     def train(self, mode: bool = True) -> "DeepLabV2":
         """Sets the mode as nn.Module does, except that frozen batch norms stay in eval mode."""
