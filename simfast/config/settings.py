@@ -130,12 +130,20 @@ class Model:
     arch: Literal["resnet18", "resnet50", "resnet101", "vgg16"] = "resnet101"
     """Backbone of DeepLabV2 (section 5.1)."""
     weights: Path | None = None
-    """Initial weights: a file of AdaptSegNet, SIM or torchvision, a run folder or checkpoint of simfast. Default:
-    random."""
+    """Initial weights: a file of torchvision, AdaptSegNet, SIM, ADVENT, CLAN, BDL, FDA or DACS, also as safetensors, a
+    run folder or checkpoint of simfast. Default: random."""
+    ema: bool = False
+    """Take the running average of the weights that the file keeps beside them (model_ema, ema_model; of a run with
+    online self-training, its mean teacher)."""
     convention: Literal["auto", "bgr", "rgb"] = "auto"
     """Input the weights expect: BGR minus caffe's mean, or RGB with ImageNet's. auto: what their file tells."""
-    head_dilations: tuple[int, ...] = (6, 12, 18, 24)
-    """Dilations of the head's summed convolutions (released code: 6 12)."""
+    head_dilations: tuple[int, ...] | None = None
+    """Dilations of the head's summed convolutions (released code: 6 12). Default: those of the head that the weights
+    bring, as far as their file tells, which must be said otherwise; 6 12 18 24 for a new head."""
+    resnet_style: Literal["auto", "caffe", "torchvision"] = "auto"
+    """Where a bottleneck of a ResNet has its stride: on the first convolution (caffe, and so the released code), or on
+    the 3x3 one (torchvision). auto: torchvision for weights for RGB input that are not simfast's, whose own tell; else
+    caffe."""
     batch_norm: Literal["train", "frozen", "per-domain"] = "train"
     """Batch statistics in training; or the stored ones; or batch statistics of which the target's alone are stored."""
 

@@ -51,6 +51,7 @@ class Keeper:
         self.last: dict[str, Any] | None = resumed and resumed["last"]
         self.best: dict[str, Any] | None = distributed.on_lead(find_best, out, resumed) if resumed else None
         self._due = bool(resumed and resumed.get("look_due"))
+        self._best_due = False
         self._spent = resumed.get("seconds", 0.0) if resumed else 0.0  # older checkpoints do not say
         self._started = time.monotonic()
         self._saved = (config.resume, self.step) if resumed else None
@@ -70,7 +71,7 @@ class Keeper:
         """Take up a look's row and save."""
         self.last, self._due = row | {"step": self.step}, False
         if is_best:
-            self.best = self.last
+            self.best, self._best_due = self.last, True
         self.save(is_best)
 
     def save(self, is_best: bool) -> None:
@@ -112,7 +113,7 @@ class Keeper:
                     at_end = self.step == self._config.steps
                     looked = self.last is not None and self.last["step"] == self.step
                     self._due = not looked and (self.step % every == 0 or at_end)
-                    self._write(is_best=not self._config.scored)
+                    self._write(self._best_due or not self._config.scored)
                 else:
                     why = f"the state after step {self.step} is not sound and was not saved; "
         except Exception as failure:  # whatever it is, the first error counts
@@ -127,9 +128,11 @@ class Keeper:
         state = self._trainer.state_dict() | self._facts
         state |= {"step": self.step, "best": self.best, "last": self.last, "config": self._config.to_dict()}
         state |= {"seconds": self.seconds(), "processes": distributed.size(), "random": checkpoint.random_state()}
+        state |= {"network": self._trainer.model.settings}  # what "auto" and no head_dilations turned out to be
         state |= {"precision": self._trainer.precision, "look_due": self._due, "bad_files": self._loader.skipped}
         if is_best:
             checkpoint.save(out / BEST, state)
+            self._best_due = False
         checkpoint.save(out / LAST, state, previous=self._previous)
         self._saved, self._previous = (out / LAST, self.step), PREVIOUS
 

@@ -52,7 +52,9 @@ OTHER = {
     "arch": "vgg16",
     "weights": "x.pth",
     "convention": "bgr",
+    "ema": "--ema",
     "head_dilations": "6 12",
+    "resnet_style": "torchvision",
     "batch_norm": "frozen",
     "lambda_seg": "2",
     "lambda_adv": "2",
@@ -113,7 +115,7 @@ def test_every_setting_is_reachable_from_the_command_line(name, tmp_path):
     assert name in changed
     value_now = getattr(after, name)
     value_now = value_now[0] if name in OF_EACH_SOURCE else value_now
-    assert str(value_now).strip("()") in (value, value.replace(" ", ", "), f"{value}.0", "False", "0.1, 0.2")
+    assert str(value_now).strip("()") in (value, value.replace(" ", ", "), f"{value}.0", "False", "True", "0.1, 0.2")
 
 
 def test_help_explains_every_setting(capsys, monkeypatch):

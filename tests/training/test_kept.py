@@ -26,6 +26,18 @@ def data(folders, tmp_path):
     return shutil.copytree(folders, tmp_path / "data")
 
 
+def at(settings, source, target):
+    """The settings with other roots."""
+    given = list(settings)
+    for option, root in (("--source-root", source), ("--target-root", target)):
+        given[given.index(option) + 1] = str(root)
+    return given
+
+
+def on(settings, data):
+    return at(settings, data / "source", data / "target")
+
+
 def places(data):
     return ["--source-root", str(data / "source"), "--target-root", str(data / "target")]
 
@@ -57,17 +69,17 @@ def fail_at(monkeypatch, step, error, owner=Trainer, name="_discriminator_loss")
     """An error at a call, counted from 1."""
     before, calls = getattr(owner, name), []
 
-    def wrapped(*arguments):
+    def wrapped(*arguments, **options):
         calls.append(1)
         if len(calls) == step:
             raise error
-        return before(*arguments)
+        return before(*arguments, **options)
 
     monkeypatch.setattr(owner, name, wrapped)
 
 
 def test_a_bad_file_in_the_middle_saves_first_and_the_mended_run_equals_a_straight_one(settings, data, tmp_path):
-    given = [*settings, *places(data), "--eval-every", "50", "--steps", "5"]
+    given = [*on(settings, data), "--eval-every", "50", "--steps", "5"]
     train([*given, "--out", str(tmp_path / "straight")])
     with pytest.MonkeyPatch.context() as patch:  # the sample before the first step would find it
         patch.setattr("simfast.training.opening.first_look", lambda *_: None)
@@ -104,7 +116,7 @@ def test_a_step_that_fails_between_two_optimisers_is_not_saved(settings, tmp_pat
 
 
 def test_a_look_that_an_error_prevented_is_made_when_the_run_goes_on(settings, data, tmp_path):
-    given = [*settings, *ALONE, *places(data), "--steps", "4"]
+    given = [*on(settings, data), *ALONE, "--steps", "4"]
     train([*given, "--out", str(tmp_path / "straight")])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simfast.training.opening.first_look", lambda *_: None)
@@ -170,7 +182,7 @@ def test_banks_that_are_not_finite_are_not_saved(settings, tmp_path, monkeypatch
 
     def step(self, number, *batch):
         losses = before(self, number, *batch)
-        if number == 2:
+        if number == 3:
             self.matching.bank.storage[0, 0] = torch.nan
         return losses
 
@@ -195,7 +207,7 @@ def test_fp16_that_leaves_out_every_step_is_seen(settings, tmp_path, capsys, mon
 def test_bad_files_that_may_be_are_named_and_stood_in_for_with_any_workers_and_after_a_resume(
     settings, data, tmp_path, capsys
 ):
-    given = [*settings, *ALONE, *places(data), "--eval-every", "3", "--skip-bad-files", "1"]
+    given = [*on(settings, data), *ALONE, "--eval-every", "3", "--skip-bad-files", "1"]
     with broken(data / "source/train/images/2.png"):
         train([*given, "--steps", "6", "--out", str(tmp_path / "straight")])
         said = capsys.readouterr().out
@@ -207,7 +219,7 @@ def test_bad_files_that_may_be_are_named_and_stood_in_for_with_any_workers_and_a
 
 
 def test_more_bad_files_than_may_be_are_an_error(settings, data, tmp_path):
-    given = [*settings, *ALONE, *places(data), "--eval-every", "50", "--steps", "9", "--out", str(tmp_path / "run")]
+    given = [*on(settings, data), *ALONE, "--eval-every", "50", "--steps", "9", "--out", str(tmp_path / "run")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simfast.training.opening.first_look", lambda *_: None)
         with broken(data / "source/train/images/2.png"), broken(data / "source/train/labels/4.png"):
@@ -223,7 +235,7 @@ def test_more_bad_files_than_may_be_are_an_error(settings, data, tmp_path):
 
 
 def test_data_and_run_folder_move_and_the_bits_stay(settings, data, tmp_path):
-    given = [*settings, *ALONE, *places(data)]
+    given = [*on(settings, data), *ALONE]
     train([*given, "--steps", "4", "--out", str(tmp_path / "straight")])
     train([*given, "--steps", "2", "--out", str(tmp_path / "run")])
     moved = data.rename(tmp_path / "moved")
@@ -235,7 +247,7 @@ def test_data_and_run_folder_move_and_the_bits_stay(settings, data, tmp_path):
 
 
 def test_other_data_in_the_same_place_are_refused_at_a_resume(settings, data, tmp_path):
-    train([*settings, *ALONE, *places(data), "--steps", "2", "--out", str(tmp_path / "run")])
+    train([*on(settings, data), *ALONE, "--steps", "2", "--out", str(tmp_path / "run")])
     for kind in ("images", "labels"):
         (data / f"source/train/{kind}/4.png").rename(data / f"source/train/{kind}/5.png")
     with pytest.raises(SystemExit, match=r"source: must have images of the same names .*got other ones \(of 5 images"):
@@ -251,7 +263,7 @@ def test_a_relative_root_is_found_from_another_working_folder_and_stays_as_given
     settings, data, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(data)
-    given = [*settings, *ALONE, "--source-root", "source", "--target-root", "target"]
+    given = [*at(settings, "source", "target"), *ALONE]
     train([*given, "--steps", "1", "--out", str(tmp_path / "run")])
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
@@ -401,5 +413,5 @@ def test_pictures_of_one_value_in_the_labels_are_told(settings, data, tmp_path, 
     for file in (data / "source/train/labels").glob("*.png"):
         Image.new("L", (64, 64), 255).save(file)
     monkeypatch.setattr("simfast.training.opening.first_look", lambda *_: None)
-    train([*settings, *ALONE, *places(data), "--steps", "2", "--out", str(tmp_path / "run")])
+    train([*on(settings, data), *ALONE, "--steps", "2", "--out", str(tmp_path / "run")])
     assert "seg is 0: in steps 1 to 1 no pixel of the labels is of a class" in capsys.readouterr().out
