@@ -175,8 +175,8 @@ def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tenso
 def nearest_l1(queries: Tensor, classes: Tensor, bank: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
     """L1 distance from each query to the nearest filled row of its class's bank, and which row that is.
 
-    Where there is nothing to compare with (class -1, or a class without filled rows): distance +inf, row -1, zero
-    gradient.
+    Where there is nothing to compare with (class -1 or any other without a bank, or a class without filled rows):
+    distance +inf, row -1, zero gradient.
     Gradient flows to queries only: sign(query - row), with sign(0) = 0.
 
     Args:
@@ -206,13 +206,15 @@ def nearest_l1(queries: Tensor, classes: Tensor, bank: Tensor, filled: Tensor) -
     queries, bank = queries.to(accumulate), bank.detach().to(accumulate)
     rows = torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
     with torch.no_grad():
-        for k, num_rows in enumerate(filled.tolist()):
+        for k, num_rows in enumerate(filled.clamp(0, bank.shape[1]).tolist()):
             mine = (classes == k).nonzero().flatten()
             if num_rows and len(mine):
                 # arg-min promises the first of equal minima
                 rows[mine] = torch.cdist(queries[mine], bank[k, :num_rows], p=1).argmin(1)
     found = rows >= 0
-    nearest = bank[classes.long().clamp(min=0), rows.clamp(min=0)] if bank.numel() else torch.zeros_like(queries)
+    nearest = (
+        bank[classes.long().clamp(0, len(bank) - 1), rows.clamp(min=0)] if bank.numel() else torch.zeros_like(queries)
+    )
     distances = (queries - nearest).abs().sum(1)
     return torch.where(found, distances, torch.inf), rows
 

@@ -30,7 +30,7 @@ _DATA = (
     *("classes", *OF_EACH_SOURCE, "source_size", *_TARGET, "target_split", *_HELD_OUT, "report_split"),
     *("method", "cache", "workers"),
 )
-_NETWORK = ("classes", "convention", "head_dilations", "device", "workers")
+_NETWORK = ("classes", "convention", "head_dilations", "resnet_style", "ema", "device", "workers")
 
 
 def _restore(path: Path, config: Config) -> "Restored":
@@ -42,8 +42,9 @@ def _restore(path: Path, config: Config) -> "Restored":
     convention = None if config.convention == "auto" else config.convention
     path = checkpoint.resolve(path, "best.pt")
     device = pick_device(config.device)
-    found = {"head_dilations": config.head_dilations, "convention": convention, "classes": config.classes}
-    return restore_model(path, **found, device=device)
+    style = None if config.resnet_style == "auto" else config.resnet_style
+    said = {"head_dilations": config.head_dilations, "convention": convention, "resnet_style": style}
+    return restore_model(path, **said, classes=config.classes, ema=config.ema, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Evaluate:
     )
 
     checkpoint: Checkpoint
-    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    """Run folder (its best checkpoint), checkpoint, or a file of SIM, AdaptSegNet, ADVENT, CLAN, BDL, FDA or DACS."""
     config: Config
     report: Path | None = None
     """JSON file for the scores."""
@@ -118,7 +119,7 @@ class Predict:
     READS: ClassVar[Sequence[str]] = (*_START, *_NETWORK, "target_size")
 
     checkpoint: Checkpoint
-    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    """Run folder (its best checkpoint), checkpoint, or a file of SIM, AdaptSegNet, ADVENT, CLAN, BDL, FDA or DACS."""
     inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE ...", help_behavior_hint="(required)")]
     """Pictures of any size, and folders of them."""
     config: Config
@@ -164,7 +165,7 @@ class PseudoLabels:
     )
 
     checkpoint: Checkpoint
-    """Run folder (its best checkpoint), checkpoint, or a released SIM or AdaptSegNet file."""
+    """Run folder (its best checkpoint), checkpoint, or a file of SIM, AdaptSegNet, ADVENT, CLAN, BDL, FDA or DACS."""
     out: Path
     """Folder of the labels."""
     config: Config
@@ -175,6 +176,31 @@ class PseudoLabels:
         restored = _restore(self.checkpoint, self.config)
         made = label_target(self.config, restored, self.out, restored.device)
         log.info("%s: %d label maps and thresholds.json", self.out, made["images"])
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Write a network's weights as a safetensors file, whatever file they come from.
+
+    It holds the network alone, no state of a training, and says what network it is: every command takes it as a
+    checkpoint, --weights as initial weights, and other programs read it without running code from it.
+    """
+
+    READS: ClassVar[Sequence[str]] = (*(name for name in _NETWORK if name not in ("device", "workers")),)
+
+    checkpoint: Checkpoint
+    """Run folder (its best checkpoint), checkpoint, or a file of SIM, AdaptSegNet, ADVENT, CLAN, BDL, FDA or DACS."""
+    file: Annotated[Positional[Path], arg(metavar="FILE.safetensors")]
+    """File to write."""
+    config: Config
+
+    def run(self) -> int:
+        from simfast.models.restore import save_weights
+
+        restored = _restore(self.checkpoint, dataclasses.replace(self.config, device="cpu"))
+        save_weights(restored, self.file)
+        log.info("%s: %d tensors, %s input", self.file, len(restored.model.state_dict()), restored.convention)
         return 0
 
 
@@ -339,24 +365,27 @@ class ClassList:
     READS: ClassVar[Sequence[str]] = ()
 
     name: Annotated[Positional[str], arg(metavar="NAME|FILE|RUN")]
-    """cityscapes, camvid or synthia; a file of classes; or a run folder or checkpoint."""
+    """cityscapes, camvid or synthia; a file of classes or of settings; or a run folder or checkpoint."""
     config: Config
 
     def run(self) -> int:
+        from simfast.cli.kept import settings_in
         from simfast.config.classes import BUILT_IN, classes_of
 
         path = Path(self.name)
-        if self.name not in BUILT_IN and (path.is_dir() or path.suffix in (".pt", ".pth")):
+        if self.name not in BUILT_IN and (path.is_dir() or path.suffix in (".pt", ".pth", ".safetensors")):
             from simfast.models import checkpoint
-            from simfast.models.weights import read_weights
+            from simfast.models.weights_file import read_settings
 
             path = checkpoint.resolve(path, "best.pt")
-            settings = read_weights(path).settings if path.is_file() else None
+            settings = read_settings(path) if path.is_file() else None
             if settings is None:
                 came = "weights without settings" if path.is_file() else checkpoint.missing(path)
                 rule = "must be a run folder or one of its checkpoints, which keep the class list"
                 raise ValueError(f"classes: {self.name} {rule}, got {came}")
             print(Config.from_dict(settings, str(path)).classes.text(), end="")
+        elif self.name not in BUILT_IN and (settings := settings_in(path)) is not None:
+            print(Config.from_dict(settings, self.name).classes.text(), end="")
         else:
             print(classes_of(self.name).text(), end="")
         return 0
@@ -367,6 +396,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "pseudo-labels": PseudoLabels,
+    "weights": Weights,
     "prepare": Prepare,
     "check-data": CheckData,
     "classes": ClassList,

@@ -16,10 +16,11 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
+from simfast.cli.kept import APART, OF_THE_TARGET, of_both_stages, without_other_data
 from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, MOVABLE, Config
 from simfast.config.classes import Classes, classes_of
 from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
-from simfast.config.presets import PRESETS, RECIPES
+from simfast.config.presets import PRESETS, RECIPES, of_recipe
 from simfast.config.settings import GROUPS
 from simfast.config.yaml_text import read_mapping
 
@@ -39,21 +40,18 @@ CLASSES = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
-APART = ("eval_images", "eval_labels")
-# What is said of the target, and of no other data set.
-OF_THE_TARGET = ("target_root", "target_split", "target_labels", "target_ids", "eval_split", *APART, "report_split")
-
-
 class Start(NamedTuple):
     """The options that decide what the others change, as they were given; None where they were not."""
 
     preset: str | None = None
     recipe: str | None = None
+    arch: str | None = None
     config: str | None = None
     resume: str | None = None
     device: str | None = None
     stage: str | None = None
     stage1: str | None = None
+    eval_images: str | None = None
     source: Sequence[str] = ()
     target: str | None = None
     eval_split: str | None = None
@@ -112,22 +110,29 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
         return _begun(Path(start.resume))
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
+    settings = without_other_data(settings, start.source, start.target)
     recipe = start.recipe or settings.get("recipe", stored.recipe if stored else "paper")
     if recipe not in list(RECIPES):  # whatever a file holds: what has no hash is in no mapping
         raise ValueError(f"recipe: must be one of {', '.join(RECIPES)}, got {recipe!r}")
     source, target = start.source or settings.get("source", ()), start.target or settings.get("target")
     if stored is not None and start.preset is None and start.config is None:
         base = _of_data(dataclasses.replace(stored, out=None, resume=None), source, target)
-        base = base if start.recipe is None else Config.from_dict(RECIPES[recipe], "recipe", base)
-        return _asked(base, start)
+        if start.recipe is not None:
+            base = Config.from_dict(of_recipe(recipe, start.arch or base.arch), "recipe", base)
+        if start.eval_images is not None and Path(start.eval_images) != stored.eval_images:
+            base = dataclasses.replace(base, target_ids=None, **dict.fromkeys(APART))  # of the run's own labels
+        return _asked(_of_network(base, stored, start), start)
     preset = start.preset or settings.get("preset", "auto")
     if preset == "auto":
         preset = "streets-gpu" if _gpu_is_meant(start.device or settings.get("device", "auto")) else "streets"
     if preset not in list(PRESETS):
         raise ValueError(f"preset: must be one of auto, {', '.join(PRESETS)}, got {preset!r}")
-    base = Config.from_dict(RECIPES[recipe], "recipe", dataclasses.replace(PRESETS[preset], preset=preset))
+    base = dataclasses.replace(PRESETS[preset], preset=preset)
+    arch = start.arch or settings.get("arch", base.arch)
+    base = Config.from_dict(of_recipe(recipe, arch), "recipe", base)
     if stored is not None:  # a network's classes are its own, whatever else is set
         base = dataclasses.replace(_of_classes(base, stored.classes), classes=stored.classes)
+        base = _of_network(base, stored, start)
     base = _of_data(dataclasses.replace(base, recipe=recipe), source, target)
     base = _of_classes(base, settings.get("classes"))
     return _asked(Config.from_dict(settings, str(start.config), base), start)
@@ -149,6 +154,11 @@ def _of_classes(base: Config, classes: Any) -> Config:
         if classes is not None and base.score_classes not in classes_of(classes).sets:
             return dataclasses.replace(base, score_classes="auto")
     return base
+
+
+def _of_network(base: Config, stored: Config, start: Start) -> Config:
+    """`base` with the head that a checkpoint is said to have, where a command is about one, whatever a recipe sets."""
+    return base if start.checkpoint is None else dataclasses.replace(base, head_dilations=stored.head_dilations)
 
 
 def _asked(base: Config, start: Start) -> Config:
@@ -251,13 +261,14 @@ def _gpu_is_meant(device: str) -> bool:
 def _stored(start: Start, checkpoint_name: str) -> Config | None:
     """The settings that came with the checkpoint that a command is about, or with stage 1's for stage 2."""
     from simfast.models import checkpoint
-    from simfast.models.weights import read_weights
+    from simfast.models.weights_file import read_settings
 
     if start.checkpoint is not None:
-        settings = read_weights(checkpoint.resolve(start.checkpoint, checkpoint_name)).settings
-        # A file of the released code has the network of the released recipe.
-        released = RECIPES["released"] | {"recipe": "released"}
-        return Config.from_dict(released if settings is None else settings, str(start.checkpoint))
+        settings = read_settings(checkpoint.resolve(start.checkpoint, checkpoint_name))
+        # A file that is not ours is used as the released code does, but which network it holds is its own.
+        released = RECIPES["released"] | {"recipe": "released", "head_dilations": None}
+        stored = Config.from_dict(released if settings is None else settings, str(start.checkpoint))
+        return dataclasses.replace(stored, ema=False)  # that was said of the weights that the run began with
     if start.stage == "2" and start.stage1 is not None:
         # Stage 2 repeats stage 1 with pseudo labels added: its settings are the ones to repeat.
         first = checkpoint.load(checkpoint.resolve(Path(start.stage1), "best.pt", stage=1))
@@ -269,10 +280,8 @@ def _begun(path: Path) -> Config:
     """The settings of the run to be continued."""
     from simfast.models import checkpoint
 
-    if path.is_dir() and not (path / "last.pt").exists() and (path / "config.yaml").exists():
-        stored = Config.from_dict(_read_settings(path / "config.yaml"), str(path / "config.yaml"))
-        if stored.stage == "all":  # its two runs are inside
-            return dataclasses.replace(stored, resume=path, out=path)
+    if (both := of_both_stages(path)) is not None:  # its two runs are inside
+        return dataclasses.replace(both, resume=path, out=path)
     path = checkpoint.resolve(path)
     stored = Config.from_dict(checkpoint.load_run(path)["config"], str(path))
     return dataclasses.replace(stored, resume=path, out=path.parent)

@@ -44,7 +44,8 @@ class Config(Step, Matching, Losses, Model, Data, Run):
     def __post_init__(self):
         for name, bound in BOUNDS.items():
             value = getattr(self, name)
-            _require((rule := bound.breach(value)) is None, name, rule, value)
+            rule = None if value is None else bound.breach(value)
+            _require(rule is None, name, rule, value)
         for name in OF_EACH_SOURCE:
             rule = f"must be one, or one for each source ({len(self.source)})"
             own = getattr(self, name)
@@ -69,7 +70,8 @@ class Config(Step, Matching, Losses, Model, Data, Run):
             rule = "must be train or frozen where no target image passes through the network in training"
             _require(self.uses_target, "batch_norm", rule, self.batch_norm)
         _require(not self.nesterov or self.momentum > 0, "momentum", "must be positive for nesterov", self.momentum)
-        _require(len(self.head_dilations) > 0, "head_dilations", "must be one or more", self.head_dilations)
+        given = self.head_dilations is None or len(self.head_dilations) > 0
+        _require(given, "head_dilations", "must be one or more", self.head_dilations)
         _require(
             self.schedule_steps >= self.steps,
             "schedule_steps",

@@ -85,3 +85,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "pseudo_softmax": "features",
     },
 }
+
+
+def of_recipe(recipe: str, arch: str) -> dict[str, Any]:
+    """What a recipe sets for a network: the released code has the parameters of its VGG16 in one group, at one rate."""
+    one_rate = recipe == "released" and arch == "vgg16"
+    return RECIPES[recipe] | ({"head_lr_factor": 1.0} if one_rate else {})

@@ -78,9 +78,11 @@ class Data:
     """Of several sources, how many images of each there are to one round of the mixture."""
     transfer: Literal["none", "fda", "lab"] = "none"
     """Image transfer in the step itself, towards the target images of the batch: swap of low-frequency amplitudes
-    (FDA, Yang and Soatto 2020), or mean and deviation in CIE Lab (Reinhard et al. 2001)."""
+    (FDA, Yang and Soatto 2020; see fda-beta), or mean and deviation in CIE Lab (Reinhard et al. 2001)."""
     fda_beta: float = 0.01
-    """Half-width of FDA's window, as a share of the image's shorter side."""
+    """Half-width b of FDA's window, as a share of the image's shorter side. Frequencies -b..b are swapped, the result
+    is rounded and clipped to 8 bits, as in the authors' demonstration; their training code swaps -b..b-1 and neither
+    rounds nor clips, which is 2-4 grey levels away."""
     source_size: tuple[int, int] = (1280, 720)
     """Width and height of source images in training, pixels."""
     target: DataSet = "cityscapes"
@@ -128,12 +130,20 @@ class Model:
     arch: Literal["resnet18", "resnet50", "resnet101", "vgg16"] = "resnet101"
     """Backbone of DeepLabV2 (section 5.1)."""
     weights: Path | None = None
-    """Initial weights: a file of AdaptSegNet, SIM or torchvision, a run folder or checkpoint of simfast. Default:
-    random."""
+    """Initial weights: a file of torchvision, AdaptSegNet, SIM, ADVENT, CLAN, BDL, FDA or DACS, also as safetensors, a
+    run folder or checkpoint of simfast. Default: random."""
+    ema: bool = False
+    """Take the running average of the weights that the file keeps beside them (model_ema, ema_model; of a run with
+    online self-training, its mean teacher)."""
     convention: Literal["auto", "bgr", "rgb"] = "auto"
     """Input the weights expect: BGR minus caffe's mean, or RGB with ImageNet's. auto: what their file tells."""
-    head_dilations: tuple[int, ...] = (6, 12, 18, 24)
-    """Dilations of the head's summed convolutions (released code: 6 12)."""
+    head_dilations: tuple[int, ...] | None = None
+    """Dilations of the head's summed convolutions (released code: 6 12). Default: those of the head that the weights
+    bring, as far as their file tells, which must be said otherwise; 6 12 18 24 for a new head."""
+    resnet_style: Literal["auto", "caffe", "torchvision"] = "auto"
+    """Where a bottleneck of a ResNet has its stride: on the first convolution (caffe, and so the released code), or on
+    the 3x3 one (torchvision). auto: torchvision for weights for RGB input that are not simfast's, whose own tell; else
+    caffe."""
     batch_norm: Literal["train", "frozen", "per-domain"] = "train"
     """Batch statistics in training; or the stored ones; or batch statistics of which the target's alone are stored."""
 
@@ -156,13 +166,16 @@ class Losses:
     """Adversarial loss: binary cross entropy (Eq. 2, 3), or least squares (Mao et al. 2017)."""
     self_training: Literal["none", "online"] = "none"
     """online, beyond the paper: a mean teacher labels target images, on which half of the classes of a source image are
-    pasted; the network learns from the mixed images too (DACS, Tranheden et al. 2021)."""
+    pasted; the network learns from the mixed images too (DACS, Tranheden et al. 2021). Other than in its authors' code:
+    255 is never one of the classes to paste, each image has a weight of its own (see confidence), the teacher is in
+    eval mode, its decay is teacher-decay, and there is no colour jitter or blur."""
     lambda_mix: float = 1.0
     """Weight of the segmentation loss on mixed images."""
     teacher_decay: float = 0.999
-    """What stays of the mean teacher at a step."""
+    """What stays of the mean teacher at a step (DACS' code: 0.99)."""
     confidence: float = 0.968
-    """A target image's mixed pixels count with the share of its pixels of which the teacher is surer than this."""
+    """A target image's mixed pixels count with the share of its pixels of which the teacher is surer than this (DACS'
+    code: with the share of the whole batch's pixels)."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +221,13 @@ class Step:
     lr: float = 2.5e-4
     """Learning rate of the backbone."""
     head_lr_factor: float = 10.0
-    """The head's learning rate over the backbone's (released code: 10, for a pretrained backbone)."""
+    """The head's learning rate over the backbone's (released code: 10 for ResNets, from a pretrained backbone; 1 for
+    VGG16, whose parameters are one group there)."""
+    backbone_updates: Literal["once", "listed"] = "once"
+    """How often a step updates a parameter of a ResNet's backbone. once: as is usual, and as SIM's released code comes
+    out under apex O2. listed: as often as the released optimiser lists it, conv1 once, blocks 3 and their shortcuts 4
+    times, each of which is an update in torch; about three times the backbone's learning rate. So trains AdaptSegNet's
+    code, without apex, and whatever was trained with it."""
     lr_d: float = 1e-4
     """Learning rate of the discriminator (Adam)."""
     power: float = 0.9

@@ -38,7 +38,8 @@ SHARD_ITEMS = 64
 def prepare(dataset: SegmentationDataset, cache: Path, workers: int, shard_items: int = SHARD_ITEMS) -> Path:
     """Writes a data set into a cache, from which `open_dataset(..., cache=...)` gives the same bytes.
 
-    May be stopped at any time: finished shards are kept by the next call, and what is not finished is never read.
+    May be stopped at any time: the next call verifies finished shards and keeps them, and what is not finished is never
+    read. Of a part that is there, damaged shards are written anew; where its index is damaged, all of them are.
 
     Args:
         dataset: what `open_dataset` gives without a cache and without replaced labels.
@@ -50,7 +51,8 @@ def prepare(dataset: SegmentationDataset, cache: Path, workers: int, shard_items
         The folder of the part.
 
     Raises:
-        ValueError: replaced labels, missing or bad files, a finished part made from other files.
+        ValueError: replaced labels, missing or bad files, a finished part made from other files, another program that
+            prepares this part.
         OSError: too little space, or what writing raises.
     """
     if dataset.description is None:
@@ -78,7 +80,7 @@ def _prepare(dataset: SegmentationDataset, part: Path, workers: int, shard_items
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        amount = f"{_bytes(dataset, missing) / 1e9:.3g} GB"
+        amount = _amount(_bytes(dataset, missing))
         came = f"{error.strerror} ({amount} were to be written in all; what is finished is kept)"
         raise OSError(error.errno, came, error.filename) from error
     made = Index(
@@ -224,6 +226,9 @@ def _bytes(dataset: SegmentationDataset, items: int) -> int:
 def _require_space(dataset: SegmentationDataset, part: Path, items: int) -> None:
     needed, free = _bytes(dataset, items), shutil.disk_usage(part).free
     if needed > free:
-        raise OSError(
-            f"{part}: needs {needed / 1e9:.1f} GB for {items} items, and the disk has {free / 1e9:.1f} GB free"
-        )
+        there = f"the disk has {_amount(free)} free"
+        raise OSError(f"{part}: needs {_amount(needed)} for {items} items, and {there}")
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

@@ -39,8 +39,10 @@ def transfer(kind: str, source: Tensor, target: Tensor, beta: float = 0.01) -> T
 def fourier_transfer(source: Tensor, target: Tensor, beta: float = 0.01) -> Tensor:
     """Source images with the target's amplitudes at low frequencies, the phase kept (FDA, Yang & Soatto, CVPR 2020).
 
-    Per channel, in the window of frequencies -b..b in both directions, b = floor(beta min(H, W)), as the released code
-    has it. A target of another size is first resized to the source's, bilinearly with antialiasing.
+    Per channel, in the window of frequencies -b..b in both directions, b = floor(beta min(H, W)), rounded and clipped:
+    as in the authors' demonstration (`FDA_source_to_target_np`). Their training code takes -b..b-1, a window that is
+    not symmetric, and neither rounds nor clips; its images are 2-4 grey levels from these. A target of another size is
+    first resized to the source's, bilinearly with antialiasing.
 
     Args:
         source: uint8 [B, 3, H, W], RGB.

@@ -33,7 +33,8 @@ class Regions(NamedTuple):
 class StuffInstanceMatching(nn.Module):
     """Remembers region features of source images, and pulls those of target images towards the nearest remembered one.
 
-    The memory is held in buffers: it is saved, restored and moved with the module. On the fused ops neither call reads
+    The memory is held in buffers: it is saved, restored and moved with the module, and with the class ids that it is
+    of; `load_state_dict` of other or reordered ones raises a ValueError. On the fused ops neither call reads
     anything back to the host, and no shape depends on a value. Put into any trainer as
 
         matching.remember(source_features, correct_labels(source_logits, source_labels))
@@ -98,6 +99,20 @@ class StuffInstanceMatching(nn.Module):
         class_id = [(self.stuff + self.things)[k] for k in ring]
         self.register_buffer("slot_ring", torch.tensor(ring, dtype=torch.int64), persistent=False)
         self.register_buffer("slot_class", torch.tensor(class_id, dtype=torch.int64), persistent=False)
+        # In the state: a ring's place does not tell whose it is.
+        for name, ids in (("stuff_ids", self.stuff), ("thing_ids", self.things)):
+            self.register_buffer(name, torch.tensor(ids, dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:
+        """Refuses rings that are other classes'. A state from before it said whose they are is taken as it is."""
+        for name, own in (("stuff_ids", self.stuff), ("thing_ids", self.things)):
+            stored = state_dict.setdefault(prefix + name, torch.tensor(own, dtype=torch.int64))
+            if stored.tolist() != own:
+                raise ValueError(
+                    f"StuffInstanceMatching: {prefix}{name} of a state to load must be this module's {own}, "
+                    f"in this order, got {stored.tolist()}"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def remember(self, features: Tensor, labels: Tensor | Regions, classify: Classify | None = None) -> None:
@@ -227,7 +242,11 @@ def correct_labels(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
 
     Returns:
         int64 [B, h, w].
+
+    Raises:
+        ValueError: not one label map for each image.
     """
+    _check_maps("correct_labels", "labels", labels, logits)
     predicted = logits.argmax(1)
     return predicted.masked_fill(predicted != _shrunk(labels, predicted.shape[1:]), ignore)
 
@@ -241,13 +260,25 @@ def predicted_labels(logits: Tensor, pseudo_labels: Tensor | None = None, ignore
 
     Returns:
         int64 [B, h, w].
+
+    Raises:
+        ValueError: not one label map for each image.
     """
     predicted = logits.argmax(1)
     if pseudo_labels is None:
         return predicted
+    _check_maps("predicted_labels", "pseudo_labels", pseudo_labels, logits)
     # int64: compared with a number that it cannot hold, a uint8 tensor takes that number modulo 256.
     pseudo_labels = shrink_labels(pseudo_labels, predicted.shape[1:])
     return torch.where(pseudo_labels == ignore, predicted, pseudo_labels)
+
+
+def _check_maps(function: str, name: str, labels: Tensor, logits: Tensor) -> None:
+    """One map for each image: a single one would be broadcast over all of them."""
+    if labels.ndim != 3 or len(labels) != len(logits):
+        raise ValueError(
+            f"{function}: {name} must be [{len(logits)}, H, W], one for each image, got {list(labels.shape)}"
+        )
 
 
 def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:

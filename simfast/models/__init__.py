@@ -2,8 +2,9 @@
 
 from simfast.models.deeplab import ARCHITECTURES, DeepLabV2, deeplab_v2
 from simfast.models.discriminator import Discriminator
-from simfast.models.restore import Restored, restore_model
-from simfast.models.weights import CONVENTIONS, WeightsReport, load_weights, normalise
+from simfast.models.restore import Restored, restore_model, save_weights
+from simfast.models.weights import Told, WeightsReport, load_weights, normalise, told
+from simfast.models.weights_file import CONVENTIONS, WeightsFile, read_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -11,9 +12,14 @@ __all__ = [
     "DeepLabV2",
     "Discriminator",
     "Restored",
+    "Told",
+    "WeightsFile",
     "WeightsReport",
     "deeplab_v2",
     "load_weights",
     "normalise",
+    "read_weights",
     "restore_model",
+    "save_weights",
+    "told",
 ]

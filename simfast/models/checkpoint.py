@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from simfast.models.formats import described
 from simfast.runtime.files import checksum, replacing, unfinished
 
 FORMAT = "simfast"
@@ -30,13 +32,14 @@ OF_A_RUN: dict[str, tuple[Any, str]] = {
     "seconds": (int | float, "the time taken"),
     "processes": (int, "how many trained together"),
     "precision": (str, "the precision of the networks"),
+    "network": (dict, "what network it is"),
     "look_due": (bool, "whether an evaluation was missed"),
     "data": (dict, "what the data were"),
     "places": (dict, "where the data were"),
     "bad_files": (dict, "bad files by name"),
 }
 # Those that came later.
-LATER = {"seconds", "processes", "precision", "look_due", "data", "places", "bad_files"}
+LATER = {"seconds", "processes", "precision", "network", "look_due", "data", "places", "bad_files"}
 # Of an optimiser's groups, what depends on torch's version and is set anew.
 SET_BY_TORCH = {"maximize", "foreach", "differentiable", "fused", "capturable", "decoupled_weight_decay", "name"}
 
@@ -160,14 +163,31 @@ def read(path: Path) -> Any:
         ValueError: it is none, is damaged, or holds more than tensors and plain values.
     """
     with open(path, "rb") as file:
+        _require_stored(path, file)
         _require_undamaged(path, file)
         file.seek(0)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle that it does not like, which the error is about
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch has no one exception for a file it cannot read
             # Not its text, which advises to trust the file.
             rule = "must be a whole file of torch.save with nothing but tensors and plain values"
-            raise ValueError(f"{path}: {rule}, got {type(error).__name__}") from error
+            raise ValueError(f"{path}: {rule}, got {described(path, error)}") from error
+
+
+def _require_stored(path: Path, file: BinaryIO) -> None:
+    """
+    Raises:
+        ValueError: a zip archive with compressed parts, which torch.save does not write: few bytes may become many.
+    """
+    try:
+        packed = [part for part in zipfile.ZipFile(file).infolist() if part.compress_type != zipfile.ZIP_STORED]
+    except Exception:  # no archive, or a damaged one, of which is said elsewhere
+        return
+    if packed:
+        rule = "must be as torch.save writes it, without compression"
+        raise ValueError(f"{path}: {rule}, got {packed[0].filename!r} compressed")
 
 
 def _require_undamaged(path: Path, file: BinaryIO) -> None:

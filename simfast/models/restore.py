@@ -1,18 +1,19 @@
-"""A trained network for inference, from our own checkpoints and the released ones of SIM and AdaptSegNet."""
+"""A trained network for inference, from our own checkpoints and those of the AdaptSegNet family."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from simfast.config import Config
 from simfast.config.classes import CITYSCAPES, Classes
-from simfast.models.deeplab import DeepLabV2, deeplab_v2
-from simfast.models.weights import WeightsFile, WeightsReport, load_weights, read_weights
-
-RELEASED_HEAD_DILATIONS = (6, 12)
-HEADS = ("layer6.conv2d_list.", "classifier.conv2d_list.")
+from simfast.models.deeplab import RESNET_STAGES, DeepLabV2, deeplab_v2
+from simfast.models.formats import SAFETENSORS, write_safetensors
+from simfast.models.weights import WeightsReport, load_weights, told
+from simfast.models.weights_file import FAMILY_HEAD, SETTINGS, WeightsFile, few, read_weights
 
 
 class Restored(NamedTuple):
@@ -44,56 +45,99 @@ def restore_model(
     arch: str | None = None,
     head_dilations: Sequence[int] | None = None,
     convention: str | None = None,
+    resnet_style: str | None = None,
     classes: Classes | None = None,
+    ema: bool = False,
     device: torch.device | str = "cpu",
 ) -> Restored:
     """The whole network of a file, backbone and head, ready to predict.
 
-    Our own checkpoints tell what network they hold. Of any other file the names tell VGG16 (`features.N`) from
-    ResNet-101, and the head is the released code's: of its four branches the forward pass used the first two, because
-    it returns inside its loop. The other two and the auxiliary head `layer5` are dropped with a message.
+    Our own checkpoints tell what network they hold. Of any other file the names tell the backbone, and names, shapes
+    and values the head, as far as they can: see `simfast.models.told`. What is not used of a file is said.
 
     Args:
         path: a checkpoint.
         arch: the backbone; None: what the file tells.
-        head_dilations: of the head's branches in use; None: the stored ones, or (6, 12) for other files.
+        head_dilations: of the head's branches in use; None: the stored ones, or what another file tells.
         convention: "bgr" or "rgb"; None: what the file tells; the released ones are "bgr".
+        resnet_style: "caffe" or "torchvision"; None: the stored one, or that of the convention.
         classes: what the head tells apart; None: what our checkpoint records, or Cityscapes' classes for other files
             (and for checkpoints that are older than class lists). Another list of the same names in the same order
             may bring colours of its own, and ids of label files.
+        ema: restore the running average of the weights that the file keeps beside them.
         device: where the network goes.
 
     Raises:
         FileNotFoundError: path is not a file.
         ValueError: an argument contradicts what our checkpoint records; there is no head of so many classes in the
-            file, such as in ImageNet weights; or what `load_weights` raises.
+            file, such as in ImageNet weights; the file does not tell how many branches of its head are in use; or what
+            `load_weights` raises.
     """
-    file = read_weights(path)
-    if not any(name.startswith(HEADS) for name in file.tensors):
+    file = read_weights(path, ema)
+    if not any(FAMILY_HEAD.match(name) for name in file.tensors):
         raise ValueError(
-            f"restore_model: {file.path} must have a segmentation head ({' or '.join(HEADS)}N), got "
-            f"{len(file.tensors)} tensors without one: initial weights cannot predict"
+            f"restore_model: {file.path} must have a segmentation head (layer6, layer5 or classifier.conv2d_list.N), "
+            f"got {len(file.tensors)} tensors without one, such as {few(list(file.tensors))}: initial weights cannot "
+            f"predict"
         )
     if file.classes is not None and classes is not None:
         require_same_names("restore_model: classes", file.path, file.classes, classes)
     classes = classes or file.classes or CITYSCAPES
-    if file.settings is None:
-        named_as_vgg16 = any(name.startswith("features.") for name in file.tensors)
-        arch = arch or ("vgg16" if named_as_vgg16 else "resnet101")
-        model = deeplab_v2(arch, len(classes), head_dilations or RELEASED_HEAD_DILATIONS)
-    else:
+    batch_norm = "train"
+    if file.settings is not None:
         arch = _recorded(file, "arch", arch)
         head_dilations = _recorded(file, "head_dilations", None if head_dilations is None else list(head_dilations))
-        model = deeplab_v2(arch, len(classes), head_dilations, _recorded(file, "batch_norm", None))
-    report = load_weights(model, file, convention)
+        batch_norm = _recorded(file, "batch_norm", None)
+        if file.settings.get("resnet_style", "auto") != "auto":  # older checkpoints do not say
+            resnet_style = _recorded(file, "resnet_style", resnet_style)
+    arch = arch or architecture(file)
+    asked = {"convention": convention, "head_dilations": head_dilations, "resnet_style": resnet_style}
+    found = told(file, arch, len(classes), **asked)
+    model = deeplab_v2(arch, len(classes), found.head_dilations, batch_norm, found.resnet_style)
+    report = load_weights(model, file, **asked)
     if report.missing:
-        why = {f"{name}: {reason}" for name, reason in report.dropped if name.startswith(model.head_name)}
         raise ValueError(
             f"restore_model: {file.path} must have the whole network, got {report.matched} of {report.total} tensors; "
-            f"missing {report.missing[0]} and {len(report.missing) - 1} more ({min(why, default='not in the file')})"
+            f"missing {report.missing[0]} and {len(report.missing) - 1} more ({found.unfit or 'not in the file'})"
         )
     report = dataclasses.replace(report, classes=classes)
     return Restored(model.to(device).eval(), report.convention, file.settings, report)
+
+
+def save_weights(restored: Restored, path: Path) -> None:
+    """Writes a network's weights as a safetensors file, which other programs read without running code from it, and
+    this one as it reads its checkpoints: what network it is, its classes and its input stand in the metadata.
+
+    Raises:
+        OSError: what writing raises; a file that was there is as it was.
+        ValueError: another suffix than .safetensors; the package safetensors is not installed.
+    """
+    if path.suffix != SAFETENSORS:
+        raise ValueError(f"save_weights: {path} must be named *{SAFETENSORS}, got {path.suffix or 'no suffix'}")
+    classes = Config(classes=restored.classes).to_dict()["classes"]
+    config = (restored.settings or {}) | restored.model.settings | {"classes": classes}
+    about = json.dumps({"convention": restored.convention, "config": config})
+    write_safetensors(path, restored.model.state_dict(), {SETTINGS: about})
+
+
+def architecture(file: WeightsFile) -> str:
+    """The backbone of a file, by its names.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    if any(name.startswith("features.") for name in file.tensors):
+        return "vgg16"
+    blocks = [{name.split(".")[1] for name in file.tensors if name.startswith(f"layer{i}.")} for i in (1, 2, 3, 4)]
+    depths = tuple(map(len, blocks))
+    basic = "layer1.0.conv1.weight" in file.tensors and "layer1.0.conv3.weight" not in file.tensors
+    for arch, stages in RESNET_STAGES.items():
+        if stages == depths and basic == (arch == "resnet18"):
+            return arch
+    there = f"a ResNet of {', '.join(map(str, depths))} blocks" if any(depths) else few(list(file.tensors))
+    raise ValueError(
+        f"restore_model: {file.path} must have the backbone of {', '.join(RESNET_STAGES)} or vgg16, got {there}"
+    )
 
 
 def require_same_names(what: str, path: Path, recorded: Classes, given: Classes) -> None:

@@ -1,34 +1,39 @@
 """Loading of pretrained weights, and the input convention that belongs to them.
 
 A silent miss is the danger here: every tensor of a file is either used, or dropped for a reason that is reported,
-or the load fails.
+or the load fails; and what a file does not tell of its network is asked for.
 """
 
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from simfast.config.classes import CITYSCAPES, Classes, classes_of
-from simfast.models import checkpoint
-from simfast.models.checkpoint import FORMAT
-from simfast.models.deeplab import VGG16_FC6_FC7, DeepLabV2
+from simfast.config.classes import CITYSCAPES, Classes
+from simfast.models.deeplab import HEAD_DILATIONS, VGG16_FC6_FC7, DeepLabV2
+from simfast.models.heads import Head, find_head, summed
+from simfast.models.weights_file import (
+    CONVENTIONS,
+    WeightsFile,
+    few,
+    is_imagenet_classifier,
+    read_weights,
+    require_floating,
+)
 
 logger = logging.getLogger(__name__)
 
-CONVENTIONS = ("bgr", "rgb")
 BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)  # caffe's ImageNet mean of B, G, R in [0, 255]
 RGB_MEAN = (0.485, 0.456, 0.406)  # ImageNet mean and deviation of R, G, B in [0, 1], as torchvision has them
 RGB_STD = (0.229, 0.224, 0.225)
 
 # torchvision's VGG16 keeps pool4 at index 23, so its conv5 sits one later than the family's.
 TORCHVISION_VGG16_CONV5 = {"24": "23", "26": "25", "28": "27"}
-FAMILY_HEAD = re.compile(r"(layer5|layer6|classifier)\.conv2d_list\.")
+HEADS = ("layer5.", "layer6.", "classifier.conv2d_list.")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class WeightsReport:
         path: the file.
         matched: how many of the model's tensors the file set.
         total: how many tensors the model has.
+        used: how many of the file's tensors set them; of CLAN's two heads, two set one.
+        in_file: how many tensors the file has.
         dropped: (name in the file, why it was not used).
         missing: names of the model's tensors that the file does not have; they keep their initial values.
         convention: "bgr" or "rgb", how the input must be normalised for these weights.
@@ -48,29 +55,32 @@ class WeightsReport:
     path: Path
     matched: int
     total: int
+    used: int
+    in_file: int
     dropped: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
     convention: str
     classes: Classes | None = None
 
 
-class WeightsFile(NamedTuple):
-    """What `read_weights` found in a file."""
+class Told(NamedTuple):
+    """The network that a file's weights are for, by what the file tells and what was said in its place."""
 
-    path: Path
-    tensors: dict[str, Tensor]
-    """By their plain names, on the CPU."""
-    recorded: str | None
-    """The convention that this package's checkpoint records."""
-    guessed: str | None
-    """The convention that the names of any other file imply."""
-    settings: dict[str, Any] | None
-    """The settings of the run that this package's checkpoint comes from; None for any other file."""
+    convention: str
+    """"bgr" or "rgb"."""
+    resnet_style: str
+    """"caffe" or "torchvision"."""
+    head_dilations: tuple[int, ...]
+    """Of the branches in use; `HEAD_DILATIONS` where there is no head that can be used and nothing was said."""
+    head: Head | None
+    """The head; None: there is none."""
+    unfit: str | None
+    """Why it cannot be used; None: it can."""
 
     @property
-    def classes(self) -> Classes | None:
-        """What the head of this package's checkpoint tells apart; None for any other file."""
-        return None if self.settings is None else classes_of(self.settings.get("classes", CITYSCAPES))
+    def used_head(self) -> Head | None:
+        """The head, if it can be used."""
+        return None if self.unfit else self.head
 
 
 def load_weights(
@@ -79,121 +89,136 @@ def load_weights(
     convention: str | None = None,
     *,
     classes: Classes | None = None,
+    head_dilations: Sequence[int] | None = None,
+    resnet_style: str | None = None,
 ) -> WeightsReport:
     """Copies a file's weights into model and reports what matched; on an error the model is left as it was.
 
-    Files: this package's checkpoints; AdaptSegNet's initial weights (`Scale.` prefix) and checkpoints, the released SIM
-    ones among them, with or without `module.`; torchvision's ResNet-18/50/101 and VGG16; any float type.
-    A head with other classes, branches of the head that the model does not have, ImageNet classifiers and
-    the family's `layer5` are dropped and reported. A head may be missing altogether; a backbone may not, except fc6
-    and fc7 of VGG16 with a torchvision file.
-    The released code trains and uses the first two branches of its four: load such a file with head_dilations (6, 12).
+    Files, of torch.save or safetensors: this package's checkpoints; AdaptSegNet's initial weights (`Scale.` prefix);
+    checkpoints of AdaptSegNet, SIM, ADVENT, CLAN (whose two heads become one), BDL, FDA and DACS; torchvision's
+    ResNet-18/50/101 and VGG16; any float type. What wrappers put in front of names (`module.`, `_orig_mod.`,
+    `backbone.`, `model.`, `encoder_q.`) is taken off.
+    A head with other classes, branches that are not in use, auxiliary heads and ImageNet classifiers are dropped and
+    reported. A head may be missing altogether; a backbone may not, except fc6 and fc7 of VGG16 with a torchvision file.
 
     Args:
-        model: the network to fill.
-        path: a file written by torch.save; a run folder (its best checkpoint); or what `read_weights` read.
+        model: the network to fill. It must be the one that the weights are for: `told` says which.
+        path: a file; a run folder (its best checkpoint); or what `read_weights` read.
         convention: "bgr" or "rgb" where the file does not tell. By itself it tells when it is this package's
             checkpoint, or has names of the AdaptSegNet family's own ("bgr"), or an ImageNet classifier ("rgb").
             Pass "bgr" for a caffe VGG16 saved under torchvision's names: it looks like a torchvision file.
         classes: what the model's head tells apart. A trained head is used only if its classes have the same names in
             the same order; that of a file that is not ours has Cityscapes'. None: if it has as many.
+        head_dilations: of the branches that the file's own network summed, its first ones, where the file does not
+            tell; see `told`.
+        resnet_style: "caffe" or "torchvision", where the network is another than its convention implies.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not one of torch.save or has no tensors; a backbone tensor is missing or unknown to the
-            model; shapes differ; only a part of the head is there; the convention is unclear or contradicts the file's.
+        ValueError: what `read_weights` and `told` raise; a backbone tensor is missing or unknown to the model; shapes
+            differ; weights are no real finite floating numbers; the model's head_dilations or resnet_style are not
+            those of the file.
     """
-    if convention is not None and convention not in CONVENTIONS:
-        raise ValueError(f"load_weights: convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    _require_convention(convention)
     file = path if isinstance(path, WeightsFile) else read_weights(path)
-    tensors = file.tensors
-    torchvision_vgg16 = model.arch == "vgg16" and "features.24.weight" in tensors
-    if torchvision_vgg16:
-        tensors = {_family_vgg16_name(name): tensor for name, tensor in tensors.items()}
-    wanted = model.state_dict()
-    used, dropped = _select(tensors, wanted, model, file.path, _other_classes(file, classes))
-
+    tensors, wanted = _family_names(file, model.arch), model.state_dict()
     counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    backbone = [name for name in counted if not name.startswith(f"{model.head_name}.")]
+    used = _backbone(file, tensors, wanted, model, backbone)
+    found = told(
+        file,
+        model.arch,
+        model.num_classes,
+        convention=convention,
+        classes=classes,
+        head_dilations=head_dilations,
+        resnet_style=resnet_style,
+    )
+    _require_same_network(file, model, found)
+    sources = {name: [name] for name in used}
+    for i in range(len(found.head_dilations) if found.used_head else 0):
+        for kind in ("weight", "bias"):
+            name = f"{model.head_name}.conv2d_list.{i}.{kind}"
+            sources[name] = found.head.branch(i, kind)
+            used[name] = summed(tensors, sources[name])
+    taken = {one for names in sources.values() for one in names}
+    dropped = [(name, _why_dropped(name, found)) for name in tensors if name not in taken]
     missing = [name for name in counted if name not in used]
-    head = [name for name in counted if name.startswith(f"{model.head_name}.")]
-    head_missing = [name for name in head if name not in used]
-    fatal = [name for name in missing if name not in head_missing]
-    counts = f"{len(counted) - len(head) - len(fatal)} of {len(counted) - len(head)} backbone tensors"
-    if torchvision_vgg16:
-        # Its fully connected layers are no substitute for the dilated convolutions fc6 and fc7.
-        fatal = [name for name in fatal if not name.startswith(VGG16_FC6_FC7)]
-    if fatal:
-        raise ValueError(
-            f"load_weights: {file.path} must have the whole backbone of {model.arch}, got {counts}; "
-            f"{len(fatal)} missing: {_few(fatal)}"
-        )
-    if 0 < len(head_missing) < len(head):
-        # The rest of the sum would be noise on top of trained logits.
-        raise ValueError(
-            f"load_weights: {file.path} must have every branch of the model's head or none, got "
-            f"{len(head) - len(head_missing)} of {len(head)} tensors; build the model with the file's head_dilations"
-        )
-    convention = _decide_convention(file, convention)
     model.load_state_dict(used, strict=False)
 
-    head_matched = len(head) - len(head_missing)
-    line = f"weights: {counts} matched, {head_matched} of {len(head)} of the head, {convention} input, from {file.path}"
-    logger.info("; ".join([line, *_notes(dropped, missing)]))
-    if file.recorded is None and head_matched and len(model.head.conv2d_list) > 2:
-        logger.warning(
-            "weights: more than two branches of the head of %s are in use; the released code of AdaptSegNet and SIM "
-            "trained the first two alone: for its files set head_dilations (6, 12)",
-            file.path,
-        )
-    return WeightsReport(
+    report = WeightsReport(
         file.path,
         len(counted) - len(missing),
         len(counted),
+        sum(not name.endswith("num_batches_tracked") for name in taken),
+        sum(not name.endswith("num_batches_tracked") for name in tensors),
         tuple(dropped),
         tuple(missing),
-        convention,
+        found.convention,
         classes or file.classes,
     )
+    _log(file, model, found, report, sum(name in used for name in backbone), len(backbone))
+    return report
 
 
-def read_weights(path: str | Path) -> WeightsFile:
-    """The tensors of a file, and what it tells about them; read with weights_only=True. Of a run folder, its best
-    checkpoint's.
+def told(
+    file: WeightsFile,
+    arch: str,
+    num_classes: int,
+    *,
+    convention: str | None = None,
+    classes: Classes | None = None,
+    head_dilations: Sequence[int] | None = None,
+    resnet_style: str | None = None,
+) -> Told:
+    """What network a file's weights are for, without building it.
+
+    How many branches of a head of the AdaptSegNet family are in use is told by values: those that are not have the
+    values that they began with, and no others have. Where that is not beyond doubt, it has to be said. (A head that was
+    trained with four branches and went on with two cannot be told from one of four: say it.)
+    Weights for RGB input come from torchvision's networks, those for BGR from caffe's.
+
+    Args:
+        file: of `read_weights`.
+        arch: the backbone.
+        num_classes: of the network to be.
+        convention, classes, head_dilations, resnet_style: see `load_weights`; what is said counts for files that are
+            not ours, with a warning where the file tells otherwise.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not one of torch.save, or has no tensors, or records an unknown convention.
+        ValueError: the convention or the dilations are unclear, or contradict the file's; a head is incomplete.
     """
-    path = checkpoint.resolve(Path(path), "best.pt")
-    if not path.is_file():
-        raise FileNotFoundError(f"load_weights: path must be a file or a run folder, got {checkpoint.missing(path)}")
-    content = checkpoint.read(path)
-    outer = content if isinstance(content, Mapping) else {}
-    inner = outer.get("model", outer.get("state_dict"))
-    inner = inner if isinstance(inner, Mapping) else outer
-    tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
-    if not tensors:
+    tensors = _family_names(file, arch)
+    convention = _decide_convention(file, convention)
+    style = resnet_style or {"bgr": "caffe", "rgb": "torchvision"}[convention]
+    if file.settings is not None and resnet_style is None:
+        style = {"torchvision": "torchvision"}.get(file.settings.get("resnet_style"), "caffe")
+    said = None if head_dilations is None else tuple(head_dilations)
+    head = find_head(file.path, tensors, arch)
+    unfit = None if head is None else _other_classes(file, head, num_classes, classes)
+    if head is None or unfit:
+        return Told(convention, style, said or HEAD_DILATIONS, head, unfit)
+    if file.settings is not None:
+        recorded = tuple(file.settings.get("head_dilations") or HEAD_DILATIONS)
+        if said not in (None, recorded):
+            raise ValueError(
+                f"load_weights: head_dilations must be {recorded}, which {file.path} records, got {said}: its head is "
+                f"trained"
+            )
+        if len(recorded) != head.num_branches:
+            raise ValueError(
+                f"load_weights: {file.path} must have a branch for each of the head_dilations that it records "
+                f"({recorded}), got {head.num_branches}"
+            )
+        said, head = recorded, head._replace(live=head.num_branches, evidence="as recorded")
+    elif said is None and head.dilations is None:
+        raise ValueError(head.required(file.path))
+    elif said is not None and len(said) > head.num_branches:
         raise ValueError(
-            f"load_weights: {path} must hold a state dict, got a {type(content).__name__} without named tensors"
+            f"load_weights: head_dilations must be at most {head.num_branches}, as many as the head of {file.path} has "
+            f"branches, got {said}"
         )
-    recorded = outer.get("convention")
-    if recorded is not None and recorded not in CONVENTIONS:
-        raise ValueError(
-            f"load_weights: the convention that {path} records must be one of {', '.join(CONVENTIONS)}, "
-            f"got {recorded!r}"
-        )
-    had_scale = False
-    while prefix := next((p for p in ("module.", "Scale.") if all(name.startswith(p) for name in tensors)), None):
-        had_scale = had_scale or prefix == "Scale."
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    guessed, settings = None, None
-    if outer.get("format") == FORMAT:
-        settings = dict(outer.get("config") or {})
-    elif had_scale or any(FAMILY_HEAD.match(name) for name in tensors):
-        guessed = "bgr"
-    elif any(_is_imagenet_classifier(name) for name in tensors):
-        guessed = "rgb"
-    return WeightsFile(path, tensors, recorded, guessed, settings)
+    return Told(convention, style, said or head.dilations, head, None)
 
 
 def normalise(images: Tensor, convention: str) -> Tensor:
@@ -219,6 +244,11 @@ def normalise(images: Tensor, convention: str) -> Tensor:
     return torch.stack(planes, dim=1)
 
 
+def _require_convention(convention: str | None) -> None:
+    if convention is not None and convention not in CONVENTIONS:
+        raise ValueError(f"load_weights: convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+
+
 def _decide_convention(file: WeightsFile, given: str | None) -> str:
     if given is not None and file.recorded not in (None, given):
         raise ValueError(
@@ -233,17 +263,25 @@ def _decide_convention(file: WeightsFile, given: str | None) -> str:
     return decided
 
 
-def _is_imagenet_classifier(name: str) -> bool:
-    return re.fullmatch(r"(fc|classifier\.\d+)\.(weight|bias)", name) is not None
+def _family_names(file: WeightsFile, arch: str) -> dict[str, Tensor]:
+    """The file's tensors by the names that the family has for them."""
+    if not _is_torchvision_vgg16(file, arch):
+        return file.tensors
+    names = [name.split(".") for name in file.tensors]
+    moved = [
+        [s, TORCHVISION_VGG16_CONV5.get(i, i), *rest] if s == "features" else [s, i, *rest] for s, i, *rest in names
+    ]
+    return dict(zip(map(".".join, moved), file.tensors.values(), strict=True))
 
 
-def _family_vgg16_name(name: str) -> str:
-    stem, index, *rest = name.split(".")
-    return ".".join([stem, TORCHVISION_VGG16_CONV5.get(index, index), *rest]) if stem == "features" else name
+def _is_torchvision_vgg16(file: WeightsFile, arch: str) -> bool:
+    return arch == "vgg16" and "features.24.weight" in file.tensors
 
 
-def _other_classes(file: WeightsFile, classes: Classes | None) -> str | None:
-    """Why the file's trained head is not the model's, as far as names tell; None if it may be."""
+def _other_classes(file: WeightsFile, head: Head, num_classes: int, classes: Classes | None) -> str | None:
+    """Why the file's trained head is not the model's, as far as its size and names tell; None if it may be."""
+    if head.num_classes != num_classes:
+        return f"a head of {head.num_classes} classes, the model has {num_classes}"
     if classes is None:
         return None
     theirs = file.classes or CITYSCAPES
@@ -252,48 +290,97 @@ def _other_classes(file: WeightsFile, classes: Classes | None) -> str | None:
     return different and f"a head of other classes ({theirs}): {different}"
 
 
-def _select(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], model: DeepLabV2, path: Path, other_names: str | None
-) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
-    """The tensors that model takes, and (name, reason) of those it does not."""
-    head = f"{model.head_name}."
-    # A head of the right kind is [classes, C, 3, 3]: only the number of classes may differ.
-    weights = [tensor for name, tensor in tensors.items() if name.startswith(head) and tensor.dim() == 4]
-    file_classes = {tensor.shape[0] for tensor in weights if tensor.shape[1:] == (model.num_features, 3, 3)}
-    other_classes = file_classes - {model.num_classes}
-    used: dict[str, Tensor] = {}
-    dropped: list[tuple[str, str]] = []
-    unknown: list[str] = []
-    backbone = {name.split(".")[0] for name in wanted} - {model.head_name}
-    for name, tensor in tensors.items():
-        if _is_imagenet_classifier(name):
-            dropped.append((name, "an ImageNet classifier"))
-        elif name.startswith("layer5."):
-            dropped.append((name, "a head that the model does not have"))
-        elif name.startswith(head) and other_classes:
-            dropped.append((name, f"a head of {max(other_classes)} classes, the model has {model.num_classes}"))
-        elif name.startswith(head) and other_names:
-            dropped.append((name, other_names))
-        elif name.startswith(f"{head}conv2d_list.") and name not in wanted:
-            dropped.append((name, f"a branch beyond the model's {len(model.head.conv2d_list)}"))
-        elif name not in wanted and name.split(".")[0] in backbone:
-            unknown.append(name)
-        elif name not in wanted:
-            dropped.append((name, "not in the model"))
-        elif tensor.shape != wanted[name].shape:
+def _backbone(
+    file: WeightsFile,
+    tensors: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    model: DeepLabV2,
+    names: Sequence[str],
+) -> dict[str, Tensor]:
+    """The tensors of the backbone, all of them.
+
+    Args:
+        names: those that have to be there.
+    """
+    modules = {name.split(".")[0] for name in names}
+    used = {name: t for name, t in tensors.items() if name in wanted and not name.startswith(f"{model.head_name}.")}
+    for name, tensor in used.items():
+        if tensor.shape != wanted[name].shape:
             raise ValueError(
-                f"load_weights: {name} in {path} must be {list(wanted[name].shape)} for {model.arch}, "
+                f"load_weights: {name} in {file.path} must be {list(wanted[name].shape)} for {model.arch}, "
                 f"got {list(tensor.shape)}"
             )
-        else:
-            used[name] = tensor
+        if not name.endswith("num_batches_tracked"):
+            require_floating(file.path, name, tensor)
+    # For example a ResNet-101 file for a ResNet-50: all that the smaller one asks for is there, and it is wrong.
+    unknown = [name for name in tensors if name not in wanted and name.split(".")[0] in modules]
+    unknown = [name for name in unknown if not is_imagenet_classifier(name)]
     if unknown:
-        # For example a ResNet-101 file for a ResNet-50: all that the smaller one asks for is there, and it is wrong.
         raise ValueError(
-            f"load_weights: {path} must be a file for {model.arch}, got {len(unknown)} backbone tensors that it does "
-            f"not have: {_few(unknown)}"
+            f"load_weights: {file.path} must be a file for {model.arch}, got {len(unknown)} backbone tensors that it "
+            f"does not have: {few(unknown)}"
         )
-    return used, dropped
+    missing = [name for name in names if name not in used]
+    counts = f"{len(names) - len(missing)} of {len(names)} backbone tensors"
+    if _is_torchvision_vgg16(file, model.arch):
+        # Its fully connected layers are no substitute for the dilated convolutions fc6 and fc7.
+        missing = [name for name in missing if not name.startswith(VGG16_FC6_FC7)]
+    if missing:
+        others = [name for name in tensors if name not in used and not name.startswith(HEADS)]
+        there = f"; it has {few(others)}" if others else ""
+        raise ValueError(
+            f"load_weights: {file.path} must have the whole backbone of {model.arch}, got {counts}; "
+            f"{len(missing)} missing: {few(missing)}{there}"
+        )
+    return used
+
+
+def _require_same_network(file: WeightsFile, model: DeepLabV2, found: Told) -> None:
+    """
+    Raises:
+        ValueError: the model is another network than the file's, with tensors of the same names and shapes.
+    """
+    if model.arch != "vgg16" and model.resnet_style != found.resnet_style:
+        raise ValueError(
+            f"load_weights: the model must have resnet_style {found.resnet_style!r}, for which the {found.convention} "
+            f"weights of {file.path} are, got {model.resnet_style!r}; build it so, or say resnet_style here, too"
+        )
+    if found.used_head and model.head_dilations != found.head_dilations:
+        raise ValueError(
+            f"load_weights: the model must have head_dilations {found.head_dilations}, as the head of {file.path} has "
+            f"({found.head.evidence or 'as was said'}), got {model.head_dilations}"
+        )
+
+
+def _why_dropped(name: str, found: Told) -> str:
+    if is_imagenet_classifier(name):
+        return "an ImageNet classifier"
+    if not name.startswith(HEADS):
+        return "not in the model"
+    if found.head is None or not name.startswith(tuple(f"{part}." for part in found.head.parts)):
+        return "an auxiliary head that the model does not have"
+    return found.unfit or f"a branch beyond the {len(found.head_dilations)} in use"
+
+
+def _log(file: WeightsFile, model: DeepLabV2, found: Told, report: WeightsReport, matched: int, backbone: int) -> None:
+    """One line of all that was done with a file, and a warning where it tells otherwise than was said."""
+    head, branches = found.used_head, len(found.head_dilations)
+    of_head = f"{2 * branches if head else 0} of {2 * len(model.head_dilations)} of the head"
+    line = f"weights: {matched} of {backbone} backbone tensors matched, {of_head}, {report.convention} input"
+    parts = [f"{line}, from {file.path}", f"{report.used} of the file's {report.in_file} tensors used", *file.notes]
+    if file.settings is None and model.arch != "vgg16":
+        parts.append(f"a ResNet in {found.resnet_style}'s style")
+    if file.settings is None and head:
+        names = f"head {' + '.join(head.parts)} with dilations {' '.join(map(str, found.head_dilations))}"
+        parts.append(f"{names} ({head.evidence if head.live == branches else 'as was said'})")
+    logger.info("; ".join([*parts, *_notes(list(report.dropped), list(report.missing))]))
+    if file.settings is None and head and head.live not in (None, branches):
+        logger.warning(
+            "weights: head_dilations %s was said for %s, but of its head %s",
+            " ".join(map(str, found.head_dilations)),
+            file.path,
+            head.evidence,
+        )
 
 
 def _notes(dropped: list[tuple[str, str]], missing: list[str]) -> list[str]:
@@ -301,11 +388,7 @@ def _notes(dropped: list[tuple[str, str]], missing: list[str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in dropped:
         reasons.setdefault(reason, []).append(name)
-    notes = [f"dropped {len(names)}, {reason}: {_few(names)}" for reason, names in reasons.items()]
+    notes = [f"dropped {len(names)}, {reason}: {few(names)}" for reason, names in reasons.items()]
     if missing:
-        notes.append(f"{len(missing)} keep their initial values: {_few(missing)}")
+        notes.append(f"{len(missing)} keep their initial values: {few(missing)}")
     return notes
-
-
-def _few(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -15,7 +15,7 @@ def ring_write(
     Ring k owns the rows starts[k] .. starts[k] + sizes[k] - 1. Its vector number i, counted from 0 over all calls, goes
     to its row i modulo sizes[k]; of more vectors in one call than it has rows only the last stay. No other row is
     touched.
-    A ring that would leave the storage, has no row, or has a negative count, is left alone.
+    A ring that would leave the storage, has no row, has a negative count or would count past 2^63, is left alone.
 
     Args:
         storage: float32, float16 or bfloat16 [T, D] (on the CPU also float64), contiguous.

@@ -124,7 +124,7 @@ def evaluation_report(
         images: how many were scored.
 
     Returns:
-        {"checkpoint", "tensors": {"matched", "total", "dropped"}, "convention", "data", "images",
+        {"checkpoint", "tensors": {"matched", "total", "used", "in_file", "dropped"}, "convention", "data", "images",
         "scores": row of `score_row`, "means": {"miou", "miou/SET" ...: names of the classes that the mean is over},
         "absent": names of the classes asked for that no pixel of the labels has}.
     """
@@ -132,7 +132,10 @@ def evaluation_report(
     means = {name: _found(scores, ids, classes) for name, ids in sets.items()}
     return {
         "checkpoint": str(weights.path),
-        "tensors": {"matched": weights.matched, "total": weights.total, "dropped": len(weights.dropped)},
+        "tensors": {
+            **{"matched": weights.matched, "total": weights.total},
+            **{"used": weights.used, "in_file": weights.in_file, "dropped": len(weights.dropped)},
+        },
         "convention": weights.convention,
         "data": data,
         "images": images,
@@ -147,8 +150,8 @@ def evaluation_text(report: dict[str, Any], classes: Classes) -> str:
     tensors, means = report["tensors"], report["means"]
     asked = [classes.names.index(name) for name in (*means["miou"], *report["absent"])]
     lines = [
-        f"{report['checkpoint']}: {tensors['matched']} of {tensors['total']} tensors matched, "
-        f"{tensors['dropped']} of the file unused, {report['convention']} input",
+        f"{report['checkpoint']}: {tensors['matched']} of {tensors['total']} tensors of the network set, by "
+        f"{tensors['used']} of {tensors['in_file']} of the file, {report['convention']} input",
         f"{report['data']}: {report['images']} images",
         "",
         scores_text({"IoU": report["scores"]}, classes, sorted(asked)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from simfast import ops
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
 from simfast.models import checkpoint
-from simfast.models.deeplab import deeplab_v2
+from simfast.models.deeplab import HEAD_DILATIONS, DeepLabV2, deeplab_v2
 from simfast.models.discriminator import Discriminator
-from simfast.models.weights import load_weights
+from simfast.models.weights import load_weights, told
+from simfast.models.weights_file import read_weights
 from simfast.runtime import distributed
 from simfast.training.modes import resolve_precision
 from simfast.training.step import Trainer
@@ -32,11 +34,20 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
         if precision != (usual := resolve_precision("auto", device)):
             log.info("precision: stays %s, in which the run began (auto is %s here)", precision, usual)
         config = dataclasses.replace(config, precision=precision)
-    model = deeplab_v2(config.arch, len(config.classes), config.head_dilations, config.batch_norm)
     convention = None if config.convention == "auto" else config.convention
+    style = None if config.resnet_style == "auto" else config.resnet_style
     if config.weights and not resumed:
-        convention = load_weights(model, config.weights, convention, classes=config.classes).convention
-    elif not resumed and not config.preset.startswith("streets") and config.preset != "auto":
+        file = read_weights(config.weights, config.ema)
+        asked = {"convention": convention, "classes": config.classes, "resnet_style": style}
+        asked |= {"head_dilations": config.head_dilations}
+        found = told(file, config.arch, len(config.classes), **asked)
+        model = _new_model(config, found.head_dilations, found.resnet_style)
+        convention = load_weights(model, file, **asked).convention
+    else:
+        begun = (resumed or {}).get("network", {})  # older checkpoints have none
+        head_dilations = begun.get("head_dilations") or config.head_dilations or HEAD_DILATIONS
+        model = _new_model(config, head_dilations, begun.get("resnet_style") or style or "caffe")
+    if not config.weights and not resumed and not config.preset.startswith("streets") and config.preset != "auto":
         # Those presets have the paper's rates, which are for a pretrained backbone.
         log.warning(
             "weights: none given, the network starts from random values; the paper's rows start from ImageNet's"
@@ -47,6 +58,10 @@ def build_trainer(config: Config, device: torch.device, resumed: dict[str, Any] 
     if resumed:
         _load(trainer, resumed, f"checkpoint: {config.resume}")
     return trainer
+
+
+def _new_model(config: Config, head_dilations: Sequence[int], resnet_style: str) -> DeepLabV2:
+    return deeplab_v2(config.arch, len(config.classes), head_dilations, config.batch_norm, resnet_style)
 
 
 def _load(trainer: Trainer, resumed: dict[str, Any], where: str) -> None:

@@ -128,6 +128,7 @@ class Keeper:
         state = self._trainer.state_dict() | self._facts
         state |= {"step": self.step, "best": self.best, "last": self.last, "config": self._config.to_dict()}
         state |= {"seconds": self.seconds(), "processes": distributed.size(), "random": checkpoint.random_state()}
+        state |= {"network": self._trainer.model.settings}  # what "auto" and no head_dilations turned out to be
         state |= {"precision": self._trainer.precision, "look_due": self._due, "bad_files": self._loader.skipped}
         if is_best:
             checkpoint.save(out / BEST, state)

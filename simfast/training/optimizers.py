@@ -16,11 +16,47 @@ def poly(base: float, step: int, config: Config) -> float:
     return base * (1 - step / config.schedule_steps) ** config.power
 
 
+class ListedSGD(SGD):
+    """SGD that updates a group's parameters `updates` times in a step, 1 where the group does not say.
+
+    So does torch's own with parameters that stand several times in a group: each update has the same gradient g, the
+    weight decay of what the one before left, and the one momentum: m = mu m + g + wd p, p = p - lr m, and again. After
+    many steps of one gradient, n updates have moved n times as far as one. (torch before 1.5 also left the decay in the
+    gradient, so that the second update had it twice; today's begins the very first step without the momentum between.)
+    """
+
+    def step(self, closure: None = None) -> None:
+        super().step(closure)
+        groups, scale = self.param_groups, getattr(self, "grad_scale", None)
+        if scale is not None:
+            self.grad_scale = None  # the first update has divided the gradients by it, in place
+        try:
+            for done in range(1, max(group.get("updates", 1) for group in groups)):
+                self.param_groups = [group for group in groups if group.get("updates", 1) > done]
+                super().step()
+        finally:
+            self.param_groups = groups
+            if scale is not None:
+                self.grad_scale = scale
+
+
 def sgd(config: Config, model: nn.Module) -> SGD:
-    """Of the segmentation network (section 5.2); its groups are "backbone" and "head"."""
+    """Of the segmentation network (section 5.2); its groups are "backbone" and "head".
+
+    With `config.backbone_updates` "listed" the backbone's parameters are groups by how often they are updated.
+    """
     groups = model.parameter_groups(config.lr, config.head_lr_factor)
     options = {"momentum": config.momentum, "nesterov": config.nesterov, "weight_decay": config.weight_decay}
-    return SGD(groups, fused=True, **options)
+    if config.backbone_updates == "once":
+        return SGD(groups, fused=True, **options)
+    backbone, head = groups
+    listed = model.listings()
+    counts = sorted({listed[p] for p in backbone["params"]})
+    parts = [
+        {**backbone, "params": [p for p in backbone["params"] if listed[p] == count], "updates": count}
+        for count in counts
+    ]
+    return ListedSGD([*parts, head], fused=True, **options)
 
 
 def adam(config: Config, discriminator: nn.Module) -> Adam:

@@ -1,7 +1,10 @@
 """Online self-training: a mean teacher labels target images, on which source regions are pasted class by class.
 
 Beyond the paper. The teacher is Tarvainen and Valpola's (2017), the mixing ClassMix's (Olsson et al., WACV 2021), their
-use for domain adaptation DACS's (Tranheden et al., WACV 2021), here without its colour jitter and blur.
+use for domain adaptation DACS's (Tranheden et al., WACV 2021). Choices that differ from its authors' code: no colour
+jitter and blur; 255 is no class that is pasted (there `unique` of a label map has it among the classes of which half
+are drawn); a weight for each target image (there one for the batch); the teacher is in eval mode, with the network's
+running statistics (there in train mode, with its batch's); the decay is 0.999 unless set (there 0.99).
 
 Letters: B images, K classes, H W pixels of the target image.
 """

@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
     again()
 
+from simfast.runtime.lock import locked
 from tests.campaign.case import Case, descendants, isolate
 from tests.campaign.progress import Progress
 from tests.campaign.world import World
@@ -34,9 +35,9 @@ KINDS = {  # their shares of the time
     "power": 30,
     "disk": 12,
     "flips": 10,
-    "mangled": 12,
+    "mangled": 18,
     "hostile": 3,
-    "maps": 12,
+    "maps": 6,
     "together": 8,
     "endurance": 10,
 }
@@ -58,6 +59,14 @@ def main() -> int:
     for name in ("cases", "world"):
         (out / name).mkdir(parents=True, exist_ok=True)
     _import()
+    try:
+        with locked(out, "--out"):
+            return _campaign(given, out)
+    except ValueError as error:  # two at a time
+        raise SystemExit(f"campaign: {error}") from error
+
+
+def _campaign(given: argparse.Namespace, out: Path) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     isolate(None)
     world = World(out / "world")
@@ -67,6 +76,9 @@ def main() -> int:
     progress = Progress(out / "progress.json", {"seed": given.seed})
     try:
         _search(given, world, out, progress)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there")
+        raise SystemExit(130) from None
     finally:
         for pid in descendants():
             os.kill(pid, signal.SIGKILL)
@@ -91,9 +103,9 @@ def _search(given: argparse.Namespace, world: World, out: Path, progress: Progre
             # A case that runs counts as begun: else a kind of long cases would be taken again and again.
             busy = [kind for kind, *_ in running.values()]
             kind = min(open_kinds, key=lambda one: progress.share(one, KINDS[one]) + 2 * busy.count(one) / KINDS[one])
-            number = given.seed + progress.take(kind)
-            folder = out / "cases" / f"{kind}-{number}"
-            running[_start(kind, number, world, folder)] = (kind, number, time.monotonic(), folder)
+            number = progress.take(kind)
+            folder = out / "cases" / f"{kind}-{given.seed + number}"
+            running[_start(kind, given.seed + number, world, folder)] = (kind, number, time.monotonic(), folder)
         if not running:
             return
         time.sleep(0.01)
@@ -107,7 +119,7 @@ def _search(given: argparse.Namespace, world: World, out: Path, progress: Progre
                 progress.spend(kind, seconds)
                 bad = progress.add(kind, number, rows, seconds)
                 for what in bad:
-                    print(f"bad: {what}\n  again: {_again(kind, number)}", flush=True)
+                    print(f"bad: {what}\n  again: {_again(kind, given.seed + number)}", flush=True)
                 if not bad:
                     shutil.rmtree(folder)
         if time.monotonic() - told > 60:

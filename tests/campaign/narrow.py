@@ -20,4 +20,5 @@ def narrow() -> None:
     scope: dict = {}
     exec(changed, deeplab.__dict__, scope)
     deeplab.DeepLabV2._build_resnet = scope["_build_resnet"]
+    getattr(deeplab, "NUM_FEATURES", {})["resnet18"] = 8 * WIDTH
     discriminator.Discriminator.__init__.__defaults__ = (WIDTH,)

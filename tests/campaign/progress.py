@@ -21,10 +21,20 @@ class Progress:
 
     def __init__(self, path: Path, settings: dict):
         self.path = path
-        fresh = {"settings": settings, "rows": {}, "next": {}, "spent": {}, "over": [], "bad": [], "seconds": 0.0}
+        fresh = {
+            "settings": settings,
+            "rows": {},
+            "next": {},
+            "spent": {},
+            "open": [],
+            "over": [],
+            "bad": [],
+            "seconds": 0.0,
+        }
         self.state = json.loads(path.read_text()) if path.exists() else fresh
         if self.state["settings"] != settings:
             raise SystemExit(f"campaign: {path} must be of {settings}, got {self.state['settings']}; another --out")
+        self._again = list(self.state["open"])  # what an earlier call had begun as it was stopped
         self._since = time.monotonic()
 
     @property
@@ -34,8 +44,14 @@ class Progress:
 
     def take(self, kind: str) -> int:
         """The next number of a kind's cases."""
+        for one in self._again:
+            if one[0] == kind:
+                self._again.remove(one)
+                return one[1]
         number = self.state["next"].get(kind, 0)
         self.state["next"][kind] = number + 1
+        self.state["open"].append([kind, number])
+        self.save()
         return number
 
     def share(self, kind: str, weight: float) -> float:
@@ -55,8 +71,9 @@ class Progress:
             entry["tried"] += tried
             entry["bad"] += len(wrong)
             entry["seconds"] += seconds / len(rows)
-            bad += [f"{row} ({kind} {number}): {what}" for what in wrong]
+            bad += [f"{row} ({kind} {self.state['settings']['seed'] + number}): {what}" for what in wrong]
         self.state["bad"] += bad
+        self.state["open"] = [one for one in self.state["open"] if one != [kind, number]]
         self.save()
         return bad
 

@@ -144,7 +144,7 @@ def test_a_campaign_goes_on_where_it_was_and_counts_what_was_bad(tmp_path):
         "kill -9: train (kills 1): other bits"
     ]
     again = Progress(tmp_path / "progress.json", {"seed": 0})
-    assert again.take("kills") == 2
+    assert [again.take("power"), again.take("kills")] == [0, 2]  # the first was not over
     line = next(line for line in again.table().splitlines() if "kill -9" in line)
     assert [cell.strip() for cell in line.split("|")] == ["", "kill -9: train", "4", "3", "1", "4", ""]
     with pytest.raises(SystemExit, match="another --out"):

@@ -73,7 +73,13 @@ def test_help_names_every_command(capsys):
 def test_every_command_explains_itself_and_what_it_reads(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     options = explained(capsys, name)
-    own = {field.name for field in dataclasses.fields(COMMANDS[name])} - {"config", "checkpoint", "inputs", "name"}
+    own = {field.name for field in dataclasses.fields(COMMANDS[name])} - {
+        "config",
+        "checkpoint",
+        "inputs",
+        "name",
+        "file",
+    }
     wanted = {"--" + setting.replace("_", "-") for setting in own | {*COMMANDS[name].READS}}
     assert wanted <= options
     hidden = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)} - wanted
@@ -99,7 +105,8 @@ def test_help_fits_a_terminal(name, capsys, monkeypatch):
     assert simfast(*name.split(), "--help") == 0
     _, *lines = capsys.readouterr().out.splitlines()  # tyro's usage is one line, whatever its length
     assert [line for line in lines if len(line) > 80] == []
-    assert any("CHECKPOINT" in line for line in lines) == (name in ("evaluate", "predict", "pseudo-labels", "diagnose"))
+    of_one = ("evaluate", "predict", "pseudo-labels", "weights", "diagnose")
+    assert any("CHECKPOINT" in line for line in lines) == (name in of_one)
 
 
 def test_diagnose_refuses_what_only_a_step_reads(capsys):
@@ -185,15 +192,26 @@ def test_evaluate_takes_a_released_file(folders, tmp_path, capsys):
     model = deeplab_v2("resnet101", 19, head_dilations=(6, 12, 18, 24))
     torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "sim.pth")
     arguments = ["--target", "folder", "--target-root", folders / "target", "--target-size", "64", "64"]
-    assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--workers", 0, "--device", "cpu") == 0
-    assert "bgr" in capsys.readouterr().out
+    arguments += ["--workers", 0, "--device", "cpu"]
+    unsaid = simfast("evaluate", tmp_path / "sim.pth", *arguments)  # all four branches are as initialised
+    assert f"head_dilations: must be given (--head-dilations) for {tmp_path / 'sim.pth'}" in unsaid
+    assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--head-dilations", 6, 12) == 0
+    said = capsys.readouterr().out
+    assert "bgr" in said
+    assert "524 of 524 tensors of the network set, by 524 of 528 of the file" in said
+    exported = tmp_path / "sim.safetensors"
+    assert simfast("weights", tmp_path / "sim.pth", exported, "--head-dilations", 6, 12) == 0
+    assert simfast("evaluate", exported, *arguments) == 0
+    assert "524 of 524 tensors of the network set, by 524 of 524 of the file" in capsys.readouterr().out
 
 
-def test_a_released_file_keeps_its_two_live_branches_whatever_the_preset(folders, tmp_path, capsys):
+def test_what_head_a_file_of_others_has_is_no_presets_to_say(folders, tmp_path, capsys):
     model = deeplab_v2("vgg16", 19, head_dilations=(6, 12, 18, 24))
     torch.save(model.state_dict(), tmp_path / "sim.pth")
     arguments = ["--preset", "gta5", "--target", "folder", "--target-root", folders / "target", "--workers", 0]
-    assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--target-size", "64", "64") == 0
+    arguments += ["--target-size", "64", "64"]
+    assert "head_dilations: must be given" in simfast("evaluate", tmp_path / "sim.pth", *arguments)
+    assert simfast("evaluate", tmp_path / "sim.pth", *arguments, "--head-dilations", 6, 12) == 0
     assert "4 of 4 of the head" in capsys.readouterr().out
 
 
@@ -274,6 +292,15 @@ def test_classes_of_what_is_no_run_says_so(tmp_path):
     for path, came in ((tmp_path, f"no {tmp_path / 'best.pt'}"), (tmp_path / "other.pth", "weights without settings")):
         message = f"simfast classes: classes: {path} must be a run folder or one of its checkpoints"
         assert simfast("classes", path) == f"{message}, which keep the class list, got {came}"
+
+
+def test_classes_of_a_runs_settings_are_those_of_the_run(run, capsys):
+    said = []
+    for path in (run[0] / "config.yaml", run[0]):
+        assert simfast("classes", path) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "name: road" in said[0]
 
 
 def test_predict_asks_for_pictures(run, tmp_path):

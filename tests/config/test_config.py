@@ -52,7 +52,9 @@ OTHER = {
     "arch": "vgg16",
     "weights": "x.pth",
     "convention": "bgr",
+    "ema": "--ema",
     "head_dilations": "6 12",
+    "resnet_style": "torchvision",
     "batch_norm": "frozen",
     "lambda_seg": "2",
     "lambda_adv": "2",
@@ -83,6 +85,7 @@ OTHER = {
     "lr": "2",
     "lr_d": "2",
     "head_lr_factor": "2",
+    "backbone_updates": "listed",
     "power": "2",
     "momentum": "0.5",
     "nesterov": "--no-nesterov",
@@ -112,7 +115,7 @@ def test_every_setting_is_reachable_from_the_command_line(name, tmp_path):
     assert name in changed
     value_now = getattr(after, name)
     value_now = value_now[0] if name in OF_EACH_SOURCE else value_now
-    assert str(value_now).strip("()") in (value, value.replace(" ", ", "), f"{value}.0", "False", "0.1, 0.2")
+    assert str(value_now).strip("()") in (value, value.replace(" ", ", "), f"{value}.0", "False", "True", "0.1, 0.2")
 
 
 def test_help_explains_every_setting(capsys, monkeypatch):
@@ -167,6 +170,17 @@ def test_the_released_recipe_sets_what_differs_from_the_paper(tmp_path):
     config = settings_of(["--config", str(file)])
     assert (config.gate, config.fill_rule, config.source) == ("none", "full", ("synthia",))
     assert RECIPES.keys() == {"paper", "released"}
+
+
+def test_vgg16_has_one_rate_in_the_released_recipe(tmp_path):
+    released = ["--preset", "gta5", "--recipe", "released"]
+    assert settings_of(released).head_lr_factor == 10
+    assert settings_of([*released, "--arch", "vgg16"]).head_lr_factor == 1
+    assert settings_of([*released, "--arch", "vgg16", "--head-lr-factor", "3"]).head_lr_factor == 3
+    assert settings_of(["--preset", "gta5", "--arch", "vgg16"]).head_lr_factor == 10
+    file = tmp_path / "settings.yaml"
+    file.write_text("preset: gta5\nrecipe: released\narch: vgg16\n")
+    assert settings_of(["--config", str(file)]).head_lr_factor == 1
 
 
 def test_an_older_run_keeps_remembering_in_float32(tmp_path):

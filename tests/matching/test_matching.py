@@ -132,6 +132,37 @@ def test_banks_travel_with_the_module(ops):
     assert torch.equal(torch.stack(first(features, labels)), torch.stack(copy.deepcopy(first)(features, labels)))
 
 
+@pytest.mark.parametrize(("stuff", "things"), [([5, 6], [7, 8]), ([1, 0], [2, 3]), ([0], [1, 2, 3]), ([0, 1], [3, 2])])
+def test_banks_of_other_classes_are_refused_and_change_nothing(stuff, things):
+    first = StuffInstanceMatching(WIDTH, [0, 1], [2, 3], 2, 1)
+    first.remember(torch.ones(1, WIDTH, 2, 2), torch.tensor([[[0, 1], [2, 3]]]))
+    other = StuffInstanceMatching(WIDTH, stuff, things, 2, 1)
+    with pytest.raises(ValueError, match=r"(stuff|thing)_ids of a state to load must be this module's \[.*, got \["):
+        other.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"matching\.(stuff|thing)_ids"):
+        torch.nn.ModuleDict({"matching": other}).load_state_dict(torch.nn.ModuleDict({"matching": first}).state_dict())
+    assert not other.bank.written.any()
+    assert (other.stuff_ids.tolist(), other.thing_ids.tolist()) == (stuff, things)
+
+
+def test_banks_from_before_they_named_their_classes_still_load(tmp_path):
+    first = StuffInstanceMatching(WIDTH, [0, 1], [2, 3], 2, 1)
+    first.remember(torch.ones(1, WIDTH, 2, 2), torch.tensor([[[0, 1], [2, 3]]]))
+    state = {name: x for name, x in first.state_dict().items() if not name.endswith("_ids")}
+    assert sorted(state) == ["bank.storage", "bank.written"]
+    torch.save(state, tmp_path / "old.pt")
+    second = StuffInstanceMatching(WIDTH, [0, 1], [2, 3], 2, 1)
+    second.load_state_dict(torch.load(tmp_path / "old.pt", weights_only=True))
+    assert torch.equal(second.bank.storage, first.bank.storage)
+
+
+@pytest.mark.parametrize("labels", [correct_labels, predicted_labels])
+def test_one_label_map_is_not_that_of_two_images(labels):
+    logits = torch.randn(2, 5, 4, 4)
+    with pytest.raises(ValueError, match=r"labels must be \[2, H, W\], one for each image, got \[1, 4, 4\]"):
+        labels(logits, torch.zeros(1, 4, 4, dtype=torch.uint8))
+
+
 def test_a_write_of_more_vectors_than_slots_keeps_the_last_ones():
     bank = RingBank([3, 2, 2], 1)
     bank.write(torch.arange(8.0)[:, None], torch.tensor([0, 0, -1, 0, 1, 0, 0, -1]))

@@ -1,7 +1,9 @@
 """A checkpoint is as it was written, or is not loaded."""
 
 import os
+import pickle
 import random
+import zipfile
 
 import pytest
 import torch
@@ -34,6 +36,22 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, ours):
             checkpoint.read(path)
     path.write_bytes(whole)
     checkpoint.read(path)
+
+
+def test_a_zip_bomb_is_refused_before_it_unfolds_and_an_odd_pickle_in_one_line(tmp_path, recwarn):
+    torch.save(STATE, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for part in whole.namelist():
+            content = b"(" * 2**22 if part.endswith("data.pkl") else whole.read(part)
+            bomb.writestr(part, content, zipfile.ZIP_DEFLATED)
+    with pytest.raises(
+        ValueError, match=r"bomb\.pt: must be as torch\.save writes it, without compression, got 'whole/"
+    ):
+        checkpoint.read(tmp_path / "bomb.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"model": range(3)}, protocol=4))
+    with pytest.raises(ValueError, match=r"pickle\.pt: must be"):
+        checkpoint.read(tmp_path / "pickle.pt")
+    assert not recwarn.list
 
 
 def test_a_cut_checkpoint_is_found(tmp_path):

@@ -243,6 +243,7 @@ def test_vgg16_starts_fc6_and_fc7_small_and_the_other_convolutions_at_kaiming_sc
         ({"arch": "resnet18", "num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"arch": "resnet18", "head_dilations": ()}, "head_dilations must be"),
         ({"arch": "resnet18", "batch_norm": "sync"}, "batch_norm must be one of train, frozen, per-domain, got 'sync'"),
+        ({"arch": "resnet18", "resnet_style": "v1c"}, "resnet_style must be one of caffe, torchvision, got 'v1c'"),
     ],
 )
 def test_a_wrong_option_is_named(options, said):

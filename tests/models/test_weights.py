@@ -20,7 +20,7 @@ from weight_files import (
 
 from simfast.config.classes import CITYSCAPES
 from simfast.models import deeplab_v2, load_weights, normalise
-from simfast.models.weights import read_weights
+from simfast.models.weights_file import read_weights
 
 
 def test_adaptsegnet_initial_weights_fill_the_backbone_and_lose_their_coco_head(tmp_path, caplog):
@@ -39,7 +39,9 @@ def test_adaptsegnet_initial_weights_fill_the_backbone_and_lose_their_coco_head(
     assert torch.equal(model.layer6.conv2d_list[0].weight, untouched)
     assert len(caplog.records) == 1
     assert "weights: 520 of 520 backbone tensors matched" in caplog.text
-    assert "dropped 8, a head that the model does not have: layer5.conv2d_list.0.weight" in caplog.text
+    assert "520 of the file's 528 tensors used; names without Scale.; a ResNet in caffe's style" in caplog.text
+    assert (report.used, report.in_file) == (520, 528)
+    assert "dropped 8, a head of 21 classes, the model has 19: layer5.conv2d_list.0.weight" in caplog.text
     assert str(path) in caplog.text
 
 
@@ -48,7 +50,7 @@ def test_released_checkpoint_loads_into_its_two_live_branches(tmp_path, caplog, 
     state = numbered("resnet18") | branches("layer6", 4, 19, 512)
     path = saved(tmp_path, {prefix + k: v for k, v in (state | branches("layer5", 4, 19, 256)).items()})
     model = deeplab_v2("resnet18", 19, head_dilations=(6, 12))
-    report = load_weights(model, path)
+    report = load_weights(model, path, head_dilations=(6, 12))
     extra = {
         name: tensor
         for name, tensor in state.items()
@@ -57,26 +59,32 @@ def test_released_checkpoint_loads_into_its_two_live_branches(tmp_path, caplog, 
     assert_loaded(model, {name: tensor for name, tensor in state.items() if name not in extra})
     assert (report.matched, report.total, report.missing, report.convention) == (104, 104, (), "bgr")
     assert {n: why for n, why in report.dropped if n.startswith("layer6")} == dict.fromkeys(
-        extra, "a branch beyond the model's 2"
+        extra, "a branch beyond the 2 in use"
     )
-    assert "head_dilations" not in caplog.text
+    assert (report.used, report.in_file) == (104, 116)
 
     whole = deeplab_v2("resnet18", 19)
-    load_weights(whole, path)
+    for said in ({}, {"head_dilations": (6, 12)}):  # the model does not speak for the file
+        with pytest.raises(ValueError, match="head_dilations"):
+            load_weights(whole, path, **said)
+    load_weights(whole, path, head_dilations=(6, 12, 18, 24))
     assert_loaded(whole, state)
-    assert "for its files set head_dilations (6, 12)" in caplog.text
 
 
 def test_torchvision_resnet_fills_the_backbone_and_is_rgb(tmp_path):
     state = numbered("resnet18")
     counters = {"bn1.num_batches_tracked": torch.tensor(7)}
     path = saved(tmp_path, state | counters | {"fc.weight": constant(0, 1000, 512), "fc.bias": constant(0, 1000)})
-    model = deeplab_v2("resnet18", 19)
+    model = deeplab_v2("resnet18", 19, resnet_style="torchvision")
     report = load_weights(model, path)
     assert_loaded(model, state | counters)
     assert report.convention == "rgb"
     assert report.dropped == (("fc.weight", "an ImageNet classifier"), ("fc.bias", "an ImageNet classifier"))
-    assert load_weights(model, path, "bgr").convention == "bgr"
+    caffe = deeplab_v2("resnet18", 19)
+    assert load_weights(caffe, path, "bgr").convention == "bgr"
+    with pytest.raises(ValueError, match=r"model must have resnet_style 'torchvision', .* rgb weights .* got 'caffe'"):
+        load_weights(caffe, path)
+    assert load_weights(caffe, path, resnet_style="caffe").convention == "rgb"
 
 
 def test_torchvision_vgg16_shifts_conv5_and_leaves_fc6_and_fc7(tmp_path):
@@ -109,7 +117,7 @@ def test_half_precision_convolutions_without_a_classifier_need_their_convention(
 def test_family_vgg16_loads_whole(tmp_path):
     state = numbered("vgg16") | branches("classifier", 4, 19, 1024)
     model = deeplab_v2("vgg16", 19)
-    report = load_weights(model, saved(tmp_path, state))
+    report = load_weights(model, saved(tmp_path, state), head_dilations=(6, 12, 18, 24))
     assert_loaded(model, state)
     assert (report.matched, report.total, report.dropped, report.convention) == (38, 38, (), "bgr")
 
@@ -162,7 +170,8 @@ def test_a_head_of_a_file_that_is_not_ours_has_cityscapes_classes(tmp_path):
     assert {why for _, why in report.dropped} == {
         "a head of other classes (cityscapes): class 0 is road there, lane here"
     }
-    assert load_weights(deeplab_v2("resnet18", 19), path, classes=CITYSCAPES).dropped == ()
+    same = {"classes": CITYSCAPES, "head_dilations": (6, 12, 18, 24)}
+    assert load_weights(deeplab_v2("resnet18", 19), path, **same).dropped == ()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +185,10 @@ def test_a_head_of_a_file_that_is_not_ours_has_cityscapes_classes(tmp_path):
             lambda s: [s.pop(n) for n in list(s) if "layer4" in n],
             r"75 of 100 backbone.*25 missing: layer4.*and 21 more",
         ),
-        (lambda s: s.update({f"net.{n}": s.pop(n) for n in list(s)}), "0 of 100 backbone tensors"),
+        (
+            lambda s: s.update({f"net.{n}": s.pop(n) for n in list(s)}),
+            r"0 of 100 backbone tensors.*; it has net\.conv1\.weight, net\.bn1\.weight",
+        ),
         (
             lambda s: s.update({"layer2.0.conv1.weight": torch.zeros(128, 64, 1, 1)}),
             r"layer2\.0\.conv1\.weight in .*weights\.pth must be \[128, 64, 3, 3\] for resnet18, got \[128, 64, 1, 1\]",
@@ -185,7 +197,26 @@ def test_a_head_of_a_file_that_is_not_ours_has_cityscapes_classes(tmp_path):
             lambda s: s.update({"layer3.2.conv1.weight": torch.zeros(1)}),
             r"1 backbone tensors.*layer3\.2\.conv1\.weight",
         ),
-        (lambda s: s.update(branches("layer6", 2, 19, 512)), r"every branch .* got 4 of 8 tensors"),
+        (
+            lambda s: s.update(branches("layer6", 2, 19, 512)),
+            r"head_dilations: must be given .* 2 branches, of which the file does not tell the dilations",
+        ),
+        (
+            lambda s: [s.update(branches("layer6", 4, 19, 512)), s.pop("layer6.conv2d_list.2.bias")],
+            r"must have its head whole, got it without layer6\.conv2d_list\.2\.bias",
+        ),
+        (
+            lambda s: s.update({"bn1.running_mean": torch.zeros(64, dtype=torch.int64)}),
+            r"bn1\.running_mean in .* must be of real floating numbers, got torch\.int64",
+        ),
+        (
+            lambda s: s.update({"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.complex64)}),
+            r"conv1\.weight in .* must be of real floating numbers, got torch\.complex64",
+        ),
+        (
+            lambda s: s.update({"layer1.0.bn1.bias": torch.full((64,), float("nan"))}),
+            r"layer1\.0\.bn1\.bias in .* must be finite",
+        ),
         (
             lambda s: s.update(branches("layer6", 4, 19, 256)),
             r"layer6\.conv2d_list\.0\.weight in .* got \[19, 256, 3, 3\]",
@@ -219,16 +250,10 @@ def test_a_file_that_is_no_weights_file_is_named(tmp_path):
         load_weights(model, tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match=r"got no .*best\.pt"):
         load_weights(model, tmp_path)
-    text = tmp_path / "page.pth"
-    for content in (b"", b"<html>404 Not Found</html>", b"PK\x03\x04 cut short"):
-        text.write_bytes(content)
-        with pytest.raises(ValueError, match=r"page\.pth: must be a whole file of torch\.save"):
-            load_weights(model, text)
     for content in ({}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)):
-        with pytest.raises(ValueError, match=r"weights\.pth must hold a state dict, got a \w+ without named tensors"):
+        with pytest.raises(ValueError, match=r"weights\.pth must hold a state dict.* got a \w+ without named tensors"):
             load_weights(model, saved(tmp_path, content))
-    with pytest.raises(ValueError, match=r"weights\.pth: must be a whole file of torch\.save with nothing but tensors"):
-        load_weights(model, saved(tmp_path, torch.nn.Linear(2, 2)))
+    text = tmp_path / "page.pth"
     with pytest.raises(ValueError, match="convention must be one of bgr, rgb, got 'RGB'"):
         load_weights(model, text, "RGB")
 

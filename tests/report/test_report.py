@@ -84,9 +84,9 @@ def test_columns_may_have_different_classes():
 
 
 def test_an_evaluation_names_the_checkpoint_the_data_and_the_classes():
-    weights = WeightsReport(Path("runs/a/best.pt"), 524, 524, (("layer5.x", "why"),), (), "bgr")
+    weights = WeightsReport(Path("runs/a/best.pt"), 524, 524, 524, 525, (("layer5.x", "why"),), (), "bgr")
     found = evaluation_report(without(SCORES, 0), CITYSCAPES, weights, "cityscapes val", 500)
-    assert found["tensors"] == {"matched": 524, "total": 524, "dropped": 1}
+    assert found["tensors"] == {"matched": 524, "total": 524, "used": 524, "in_file": 525, "dropped": 1}
     assert found["scores"] == score_row(without(SCORES, 0), CITYSCAPES)
     assert found["means"]["miou"] == found["means"]["miou/16"] == [NAMES[c] for c in SETS["16"] if c]
     assert {name: len(classes) for name, classes in found["means"].items()} == pytest.approx(
@@ -95,7 +95,7 @@ def test_an_evaluation_names_the_checkpoint_the_data_and_the_classes():
     text = evaluation_text(json.loads(json.dumps(found)), CITYSCAPES)
     assert found["absent"] == ["road"]
     for said in (
-        "runs/a/best.pt: 524 of 524 tensors matched, 1 of the file unused, bgr input",
+        "runs/a/best.pt: 524 of 524 tensors of the network set, by 524 of 525 of the file, bgr input",
         "500 images",
         "mIoU is over 15 of 19 classes, all but road, terrain, truck, train\n",
         "the labels scored have no pixel of road\n",

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,8 @@ from simfast.training.step import Trainer
 
 ROOT = Path(__file__).parents[2]
 SIZE, STEPS = 64, 3
+# Seconds. A busy machine takes its time to start processes, and is not to fail for it.
+PATIENCE = 600
 # A split for which the untrained network sees enough of both.
 STUFF = (0, 2, 5, 8, 10)
 THINGS = tuple(c for c in range(19) if c not in STUFF)
@@ -90,7 +91,7 @@ def one_of_two(rank, port, folder):
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with distributed.joined(torch.device("cpu")):
         states = [run_steps(new_trainer(stage, 2), torch.load(folder / f"{stage}.pt"), rank, 2) for stage in (1, 2)]
         torch.save(states, folder / f"rank{rank}.pt")
@@ -106,10 +107,9 @@ def two_ranks(tmp_path_factory):
     batches = {stage: make_batches(new_trainer(stage, 1).model) for stage in (1, 2)}
     for stage, made in batches.items():
         torch.save(made, folder / f"{stage}.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, folder), nprocs=2)
+    # Here, as torchrun has it: a port that is free now may be another program's by the time that a rank asks for it.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(one_of_two, (store.port, folder), nprocs=2)
     states = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
     return {stage: (batches[stage], [state[stage - 1] for state in states]) for stage in (1, 2)}
 
@@ -166,7 +166,7 @@ def torchrun(processes, *arguments):
 
 
 def finish(process, code=0):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode == 0) == (code == 0), output
     return output
 
@@ -181,9 +181,10 @@ def process_of_rank(parent, rank):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
 def test_a_signal_to_one_rank_stops_all_and_a_resumed_run_equals_a_straight_one(settings, tmp_path):
     # Three, whose sum depends on the order; evaluated on the training images, of which there are enough for them.
-    settings = [*settings, "--eval-split", "train", "--eval-every", "50"]
-    process = torchrun(3, *settings, "--steps", 20, "--out", tmp_path / "parts")
-    metrics, deadline = tmp_path / "parts" / "metrics.jsonl", time.monotonic() + 90
+    settings = [*settings, "--eval-split", "train", "--eval-every", "100000", "--schedule-steps", "100000"]
+    # More steps than are ever made: however late this process sees the first ones, the others are still at work.
+    process = torchrun(3, *settings, "--steps", 100_000, "--out", tmp_path / "parts")
+    metrics, deadline = tmp_path / "parts" / "metrics.jsonl", time.monotonic() + PATIENCE
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
@@ -191,7 +192,7 @@ def test_a_signal_to_one_rank_stops_all_and_a_resumed_run_equals_a_straight_one(
     os.kill(process_of_rank(process.pid, 1), signal.SIGTERM)
     assert "stopped by SIGTERM after step" in finish(process, code=1)
     step = checkpoint.load(tmp_path / "parts" / "last.pt")["step"]
-    assert 2 <= step < 20
+    assert 2 <= step < 100_000
 
     with pytest.raises(SystemExit, match=r"as many processes as it began with \(3\).*got 1"):
         train(["--resume", str(tmp_path / "parts")])
@@ -230,9 +231,8 @@ def test_two_processes_find_the_signals_of_one(settings, folders, tmp_path):
 def test_a_failing_rank_brings_down_the_others_with_its_message(settings, folders, tmp_path):
     root = shutil.copytree(folders / "source", tmp_path / "source")
     (root / "train" / "images" / "3.png").write_bytes(b"not a picture")
-    started = time.monotonic()
     settings = [str(root) if part == str(folders / "source") else part for part in settings]
     process = torchrun(2, *settings, "--steps", 20, "--out", tmp_path / "run")
     output = finish(process, code=1)
     assert "images/3.png: must be a readable picture" in output
-    assert time.monotonic() - started < distributed.TIMEOUT.total_seconds() / 5
+    assert "Timed out" not in output  # the others were ended, and did not wait for it in vain

@@ -1,0 +1,137 @@
+"""What the backbones are built of: batch norms, the blocks and stages of ResNets, VGG16."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm with frozen affine parameters, whose running statistics a training batch can leave alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.weight.requires_grad_(False)
+        self.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        """x [B, C, H, W] normalised; track False: in training, without a trace in the running statistics."""
+        if self.training and not track:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        # Not the parent's forward: it counts batches too, a launch a layer for a number that our momentum never needs.
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+class Stage(nn.Sequential):
+    """Blocks one after the other, each told whether to track statistics."""
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        for block in self:
+            x = block(x, track)
+        return x
+
+
+class Downsample(nn.Sequential):
+    """The residual branch where a block changes the channels or the stride: a 1x1 convolution and a batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False), BatchNorm(out_channels)
+        )
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        return self[1](self[0](x), track)
+
+
+class BasicBlock(nn.Module):
+    """ResNet-18's block: two 3x3 convolutions, the stride on the first, both dilated; see `Bottleneck`."""
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, dilation: int, first_dilation: int, late: bool
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, width, stride, first_dilation)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = _conv3x3(width, width, 1, dilation)
+        self.bn2 = BatchNorm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(in_channels, width, stride)
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x, track)
+        out = self.relu(self.bn1(self.conv1(x), track))
+        out = self.bn2(self.conv2(out), track)
+        return self.relu(out + residual)
+
+
+class Bottleneck(nn.Module):
+    """ResNet-50/101's block: 1x1, 3x3 and 1x1 convolutions, the 3x3 one dilated.
+
+    Args:
+        in_channels, width: the channels that come, and those of the 3x3 convolution.
+        stride: of the block.
+        dilation: of the stage.
+        first_dilation: of the first 3x3 convolution of the block.
+        late: whether the stride is on the 3x3 convolution (torchvision), not on the first 1x1 one (caffe).
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, dilation: int, first_dilation: int, late: bool
+    ) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, stride=1 if late else stride, bias=False)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = _conv3x3(width, width, stride if late else 1, first_dilation)
+        self.bn2 = BatchNorm(width)
+        self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
+        self.bn3 = BatchNorm(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x, track)
+        out = self.relu(self.bn1(self.conv1(x), track))
+        out = self.relu(self.bn2(self.conv2(out), track))
+        out = self.bn3(self.conv3(out), track)
+        return self.relu(out + residual)
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
+    return nn.Conv2d(
+        in_channels, out_channels, kernel_size=3, stride=stride, padding=dilation, dilation=dilation, bias=False
+    )
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int) -> Downsample | None:
+    # The family also asks for one in every dilated stage, but there the channels change anyway: the same blocks.
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return Downsample(in_channels, out_channels, stride)
+
+
+def vgg16_layers() -> nn.Sequential:
+    """VGG16 without pool4, pool5 and its classifier, fc6 and fc7 as dilated convolutions."""
+    # Indices as in the family: conv5 at 23, 25, 27 because pool4 is gone; fc6 at 29 and fc7 at 31 because pool5 is.
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, depth, dilation, pooled in (
+        (64, 2, 1, 1),
+        (128, 2, 1, 1),
+        (256, 3, 1, 1),
+        (512, 3, 1, 0),
+        (512, 3, 2, 0),
+    ):
+        for _ in range(depth):
+            layers.append(nn.Conv2d(channels, width, kernel_size=3, padding=dilation, dilation=dilation))
+            layers.append(nn.ReLU(inplace=True))
+            channels = width
+        if pooled:
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    for _ in ("fc6", "fc7"):
+        layers += [nn.Conv2d(channels, 1024, kernel_size=3, padding=4, dilation=4), nn.ReLU(inplace=True)]
+        channels = 1024
+    return nn.Sequential(*layers)
