@@ -86,7 +86,10 @@ def sample(
         except (ValueError, OSError) as error:
             bad[f"{domain}: {data.names[i]}"] = str(error)
             if len(bad) > min(skip, len(order) - 1):
-                raise
+                if not skip:
+                    raise
+                more = f"skip_bad_files: more than {skip} bad files, with {', '.join([*bad][:-1])}"
+                raise ValueError(f"{error} ({more})") from None
         else:
             if skipped is not None:
                 skipped |= bad

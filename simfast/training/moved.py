@@ -40,6 +40,11 @@ def found_again(config: Config, resumed: dict[str, Any]) -> Config:
     return dataclasses.replace(config, **found)
 
 
+def is_lost(config: Config) -> bool:
+    """Whether one of these is not there."""
+    return any(path is not None and not path.exists() for name in PLACES[:6] for path in _paths(config, name))
+
+
 def _found(name: str, path: Path | None, absolute: str | None) -> Path | None:
     if path is None or absolute is None or path.is_absolute() or path.exists():
         return path

@@ -25,7 +25,7 @@ from simfast.training.failures import explained, retold
 from simfast.training.folder import RunFolder, run_folder
 from simfast.training.keeping import Keeper
 from simfast.training.looks import is_better
-from simfast.training.moved import found_again, places_of
+from simfast.training.moved import found_again, is_lost, places_of
 from simfast.training.opening import open_data
 from simfast.training.optimizers import poly
 from simfast.training.progress import TrainingProgress
@@ -131,7 +131,13 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
     log.info("%s: %s, %s", config.row, what, steps)
     here = found_again(config, resumed) if resumed else config
     pseudo_labels = distributed.on_lead(find_pseudo_labels, here, device, out) if config.stage == 2 else None
-    loader, labelled, looks, data = open_data(here, device, first, pseudo_labels, resumed)
+    try:
+        loader, labelled, looks, data = open_data(here, device, first, pseudo_labels, resumed)
+    except ValueError as error:
+        if not (resumed and is_lost(here)):
+            raise
+        remedy = "where the data have moved, --resume takes the new place too: --source-root, --target-root"
+        raise ValueError(f"{error}; {remedy}") from error
     report = None if config.report_split is None else open_part(here, "report")  # what is missing shows now
     trainer = build_trainer(here, device, resumed)
     if resumed:

@@ -196,7 +196,9 @@ def test_a_run_leaves_what_the_readme_promises(settings, tmp_path, capsys):
     out = tmp_path / "run"
     result = train(arguments(settings, out, "--steps", 3))
     names = {path.name for path in out.iterdir()}
-    expected = "best.pt config.yaml curve.png last.pt log.txt metrics.jsonl panel-000002.png panel-000003.png"
+    expected = (
+        "best.pt config.yaml curve.png last.pt previous.pt log.txt metrics.jsonl panel-000002.png panel-000003.png"
+    )
     assert names == {*expected.split(), "result.json", "tensorboard"}
     assert json.loads((out / "result.json").read_text()) == result
     rows = read_metrics(out / "metrics.jsonl")
