@@ -40,6 +40,8 @@ OF_A_RUN: dict[str, tuple[Any, str]] = {
 }
 # Those that came later.
 LATER = {"seconds", "processes", "precision", "network", "look_due", "data", "places", "bad_files"}
+# Of the matching, whose rings alone older ones have.
+NOT_IN_OLDER = {"stuff_ids", "thing_ids"}
 # Of an optimiser's groups, what depends on torch's version and is set anew.
 SET_BY_TORCH = {"maximize", "foreach", "differentiable", "fused", "capturable", "decoupled_weight_decay", "name"}
 
@@ -134,7 +136,7 @@ def require_like(found: Any, wanted: Any, where: str) -> None:
             raise ValueError(f"{where}: must be a mapping, got {shown(found)}")
         for key in (key for key in found if key not in wanted and key not in SET_BY_TORCH):
             raise ValueError(f"{where}: must have {len(wanted)} keys, got {key!r}, which is not known")
-        for key in (key for key in wanted if key in found or key not in SET_BY_TORCH):
+        for key in (key for key in wanted if key in found or key not in SET_BY_TORCH | NOT_IN_OLDER):
             if key not in found:
                 raise ValueError(f"{where}: must have the key {key!r}, got none among {len(found)}")
             require_like(found[key], wanted[key], f"{where}: {key}")
