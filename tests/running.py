@@ -1,12 +1,14 @@
 """Training runs as a user starts them, in this process."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from simfast.cli import call
 from simfast.cli.commands import COMMANDS
 from simfast.cli.parse import parse
 from simfast.config import Config
+from simfast.models import checkpoint
 
 
 def train(argv: Sequence[str]) -> dict[str, Any]:
@@ -17,3 +19,11 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
 def settings_of(argv: Sequence[str]) -> Config:
     """The settings of `simfast train ARGV`."""
     return parse(["train", *argv], COMMANDS).config
+
+
+def save_run(path: Path, config: Config) -> None:
+    """A checkpoint as of a run with these settings, or as stored, before its first step and without its networks."""
+    stored = config if isinstance(config, dict) else config.to_dict()
+    begun = {"step": 0, "best": None, "last": None, "convention": "rgb"}
+    begun |= {"random": checkpoint.random_state(), "model": {}, "optimizer": {}}
+    checkpoint.save(path, begun | {"config": stored})

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from running import settings_of
+from running import save_run, settings_of
 
 from simfast.config.classes import BUILT_IN, CITYSCAPES, Classes, LabelClass, built_in, classes_of
 from simfast.models import checkpoint
@@ -81,7 +81,7 @@ def test_a_run_keeps_its_classes_wherever_their_file_has_gone(tmp_path):
     path.write_text(FIVE)
     config = settings_of(["--classes", str(path)])
     path.unlink()
-    checkpoint.save(tmp_path / "last.pt", {"config": config.to_dict()})
+    save_run(tmp_path / "last.pt", config)
     assert settings_of(["--resume", str(tmp_path)]).classes == config.classes
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(config.portable()))
     assert settings_of(["--config", str(tmp_path / "settings.yaml")]).classes == config.classes
@@ -100,7 +100,7 @@ def test_a_run_keeps_its_classes_wherever_their_file_has_gone(tmp_path):
 def test_what_was_stored_before_there_were_lists_has_cityscapes(tmp_path):
     older = settings_of([]).to_dict()
     del older["classes"]
-    checkpoint.save(tmp_path / "last.pt", {"config": older | {"score_classes": 13, "source": "gta5"}})
+    save_run(tmp_path / "last.pt", older | {"score_classes": 13, "source": "gta5"})
     config = settings_of(["--resume", str(tmp_path)])
     assert (config.classes, config.score_classes, config.source) == (CITYSCAPES, "13", ("gta5",))
 

@@ -5,9 +5,8 @@ import re
 import typing
 
 import pytest
-import torch
 import yaml
-from running import settings_of
+from running import save_run, settings_of
 
 from simfast.config import COMMAND_LINE_ONLY, Config
 from simfast.config.config import OF_EACH_SOURCE
@@ -25,6 +24,7 @@ OTHER = {
     "resume": None,
     "device": "cpu",
     "seed": "7",
+    "skip_bad_files": "3",
     "source": "camvid",
     "source_root": "x",
     "source_split": "val",
@@ -50,7 +50,6 @@ OTHER = {
     "cache": "x",
     "flip": "--no-flip",
     "workers": "3",
-    "skip_bad_files": "3",
     "arch": "vgg16",
     "weights": "x.pth",
     "convention": "bgr",
@@ -99,8 +98,6 @@ OTHER = {
     "deterministic": "--no-deterministic",
 }
 # The rest of what a run saves to go on from.
-A_RUN = {"step": 1, "last": None, "best": None, "convention": "rgb", "model": {}, "optimizer": {}}
-A_RUN |= {"random": {"cpu": torch.get_rng_state(), "cuda": []}}
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 
 
@@ -113,7 +110,7 @@ def test_every_setting_is_reachable_from_the_command_line(name, tmp_path):
         (tmp_path / "settings.yaml").write_text("seed: 3")
     elif name == "resume":
         value = str(tmp_path / "last.pt")
-        checkpoint.save(tmp_path / "last.pt", A_RUN | {"config": before.to_dict()})
+        save_run(tmp_path / "last.pt", before)
     beside = {"eval_images": ["--eval-labels", "y"], "eval_labels": ["--eval-images", "y"]}.get(name, [])
     after = settings_of([value] if value.startswith("--") else [option, *value.split(), *beside])
     changed = [other for other in FIELDS if getattr(before, other) != getattr(after, other)]
@@ -191,7 +188,7 @@ def test_vgg16_has_one_rate_in_the_released_recipe(tmp_path):
 def test_an_older_run_keeps_remembering_in_float32(tmp_path):
     older = settings_of(["--precision", "bf16"]).to_dict()
     assert older.pop("bank_dtype") == "auto"
-    checkpoint.save(tmp_path / "last.pt", A_RUN | {"config": older})
+    save_run(tmp_path / "last.pt", older)
     assert settings_of(["--resume", str(tmp_path)]).bank_dtype == "float32"
 
 
@@ -275,7 +272,7 @@ def test_a_missing_settings_file_is_named():
 
 def test_a_resumed_run_keeps_what_its_steps_depend_on(tmp_path):
     stored = dataclasses.replace(PRESETS["streets"], seed=3, steps=10, config=tmp_path / "settings.yaml")
-    checkpoint.save(tmp_path / "last.pt", A_RUN | {"config": stored.to_dict()})
+    save_run(tmp_path / "last.pt", stored)
     config = settings_of(["--resume", str(tmp_path), "--steps", "20"])
     assert (config.seed, config.steps, config.out, config.resume) == (3, 20, tmp_path, tmp_path / "last.pt")
     with pytest.raises(ValueError, match=r"lr: a resumed run keeps its settings \(0.05 in .*\), got 0.5"):
