@@ -44,6 +44,14 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         os.close(number)
 
 
+def tidy(folder: Path) -> None:
+    """Removes the file that a program leaves in a folder where it was killed, for folders that are finished and not
+    entered again; where a program is in it, that one's stays."""
+    if (folder / NAME).exists():
+        with contextlib.suppress(ValueError, OSError), locked(folder, "folder"):
+            pass
+
+
 def _opened(path: Path, folder: Path, what: str) -> int:
     """A descriptor of the lock's file, which is ours from now on until it is closed."""
     while True:

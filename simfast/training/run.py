@@ -20,6 +20,7 @@ from simfast.runtime import distributed
 from simfast.runtime.console import StopSignals, in_file
 from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
+from simfast.runtime.lock import tidy
 from simfast.training.build import build_trainer
 from simfast.training.failures import explained, retold
 from simfast.training.folder import RunFolder, run_folder
@@ -94,6 +95,8 @@ def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict
         done, last = read_result(out / name / "result.json"), out / name / "last.pt"
         if done is not None:
             results[name] = done
+            if lead:
+                tidy(out / name)
             continue
         resume = last if last.exists() else None
         one = dataclasses.replace(config, stage=stage, stage1=first, out=out / name, resume=resume)

@@ -14,6 +14,7 @@ from simfast.inference.pseudo_labels import make_pseudo_labels
 from simfast.models import checkpoint
 from simfast.models.restore import Restored, restore_model
 from simfast.runtime.console import StopSignals
+from simfast.runtime.lock import tidy
 
 log = logging.getLogger("simfast")
 
@@ -34,6 +35,8 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
     folder = config.pseudo_labels or out / "pseudo-labels"
     if (folder / THRESHOLDS_FILE).exists() and (config.resume or config.stage1 is None):
         require_labels(folder, config.classes.names)
+        if config.pseudo_labels is None:
+            tidy(folder)
         return folder
     if config.stage1 is None:
         raise ValueError(

@@ -7,6 +7,7 @@ is on the disk once the file is synced; else it may be as at its last sync (of a
 zeros, be cut anywhere, or be whole.
 """
 
+import functools
 import hashlib
 import random
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def read(record: Path, root: Path) -> list[Operation]:
 class _File:
     content: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
-    version: int = 0
+    made: dict[str, bytes] = field(default_factory=dict)  # by fate, until it changes
 
 
 @dataclass(eq=False)
@@ -106,7 +107,7 @@ class Disk:
                 file.content[one.offset : one.offset + len(one.data)] = one.data
             else:
                 file.content[one.offset :] = bytes(max(0, one.offset - len(file.content)))
-            file.version += 1
+            file.made.clear()
         elif one.what in ("rename", "link"):
             self._name(one.other, self._find(one.path))
             if one.what == "rename":
@@ -115,7 +116,7 @@ class Disk:
             self._name(one.path, None)
         elif one.what == "sync" and (file := self.files.get(one.inode)):
             file.synced, self.committed = bytes(file.content), self.number
-            file.version += 1
+            file.made.clear()
             self._way(one.path)
         elif one.what == "syncdir":
             folder, self.committed = self._find(one.path), self.number
@@ -173,15 +174,19 @@ class Disk:
 
 
 def _fate(file: _File, data: str, rng: random.Random) -> bytes:
-    if bytes(file.content) == file.synced:
-        return file.synced
     data = rng.choice(("lost", "zeros", "cut", "whole")) if data == "any" else data
+    if "whole" not in file.made:
+        whole = bytes(file.content)
+        file.made["whole"] = file.synced if whole == file.synced else whole
+    whole = file.made["whole"]
+    if whole is file.synced or data == "lost":
+        return file.synced
     if data == "cut":
-        return bytes(file.content[: rng.randint(0, len(file.content))])
-    if data == "zeros":
-        same = len(file.synced) if file.content[: len(file.synced)] == file.synced else 0
-        return bytes(file.content[:same]) + bytes(len(file.content) - same)
-    return file.synced if data == "lost" else bytes(file.content)
+        return whole[: rng.randint(0, len(whole))]
+    if data == "zeros" and "zeros" not in file.made:
+        same = len(file.synced) if whole.startswith(file.synced) else 0
+        file.made["zeros"] = whole[:same] + bytes(len(whole) - same)
+    return file.made[data]
 
 
 def states(operations: list[Operation], before: dict, inodes: dict[int, str], seed: int = 0) -> Iterator[State]:
@@ -223,6 +228,11 @@ def _digest(found: dict[str, bytes | None]) -> bytes:
     for path, content in found.items():
         if (content and path.endswith(SAID)) or "/tensorboard/" in path:
             content = b"something"
-        own = b"folder" if content is None else hashlib.blake2b(content).digest()
+        own = b"folder" if content is None else _hash(content)
         digest.update(path.encode() + b"\0" + own)
     return digest.digest()
+
+
+@functools.lru_cache(maxsize=256)
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content).digest()

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from simfast.runtime.files import replacing, unfinished, write_text
-from simfast.runtime.lock import locked
+from simfast.runtime.lock import NAME, locked, tidy
 
 
 def test_an_error_leaves_the_file_as_it_was_and_nothing_else(tmp_path):
@@ -115,3 +115,12 @@ def test_two_threads_do_not_share_a_folder(tmp_path):
             pass
     with locked(tmp_path, "out"):
         pass
+
+
+def test_the_lock_that_a_killed_program_left_goes_and_that_of_one_at_work_stays(tmp_path):
+    (tmp_path / NAME).write_text("{}")
+    tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path, "out"):
+        tidy(tmp_path)
+        assert (tmp_path / NAME).exists()
