@@ -2,13 +2,14 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from simfast.report.results import is_figure
-from simfast.runtime.files import write_text
+from simfast.runtime.files import naming, write_text
 
 log = logging.getLogger("simfast")
 
@@ -30,7 +31,10 @@ class Metrics:
 
     def write(self, kind: str, step: int, values: dict[str, float | None]) -> None:
         """One row: {"kind": "train" or "eval", "step": updates made, name: value ...}."""
-        self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+        with naming(self.path):
+            self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+            if kind == "eval":  # a checkpoint follows: after a power loss, no row of its steps is missing
+                os.fsync(self._file.fileno())
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
