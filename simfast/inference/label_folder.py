@@ -1,5 +1,7 @@
 """A folder of pseudo labels: what in it is whole, and what is known to be ours."""
 
+import contextlib
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from torch import Tensor
 from simfast.data.listing import inside
 from simfast.data.predictions import PROGRESS_FILE, THRESHOLDS_FILE
 from simfast.models import checkpoint
-from simfast.runtime.files import checksum, replacing
+from simfast.runtime.files import checksum, replacing, write_text
 
 log = logging.getLogger("simfast")
 
@@ -137,10 +139,23 @@ def map_checksum(out: Path, name: str) -> str:
         return checksum(file)
 
 
+def write_thresholds(out: Path, result: dict[str, Any]) -> None:
+    """Writes thresholds.json, with a checksum of all it says."""
+    content = result | {"checksum": _checksum_of(result)}
+    write_text(out / THRESHOLDS_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def _checksum_of(result: dict[str, Any]) -> str:
+    return checksum(io.BytesIO(json.dumps(result).encode()))
+
+
 def _read_thresholds(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_bytes())
-        result["fingerprint"], dict(result["classes"])
+        expected = result.pop("checksum", None)  # older versions wrote none
+        if expected is not None and expected != _checksum_of(result):
+            raise ValueError("another checksum")
+        result["fingerprint"], _require_figures(result)
         if any(not isinstance(word, str) for pair in result.get("checksums", {}).items() for word in pair):
             raise TypeError("checksums must be words")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -149,9 +164,23 @@ def _read_thresholds(path: Path) -> dict[str, Any]:
     return result
 
 
+def _require_figures(result: dict[str, Any]) -> None:
+    """
+    Raises:
+        KeyError, TypeError, AttributeError: what is said of a class is missing, or no number.
+    """
+    for name, said in result["classes"].items():
+        for key in ("threshold", "median", "predicted_pixels", "kept_pixels", "kept_fraction"):
+            if not isinstance(said[key], int | float | None) or isinstance(said[key], bool):
+                raise TypeError(f"{key} of {name} must be a number")
+
+
 def _is_cut(path: Path) -> bool:
     """Whether a thresholds.json that cannot be read is what a power loss leaves of one of ours."""
     content = path.read_bytes().rstrip(b"\0")
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(content)
+        return False
     return content.startswith(BEGINNING) or BEGINNING.startswith(content)
 
 
@@ -164,9 +193,8 @@ def _require_unchanged(folder: Path, result: dict[str, Any]) -> None:
         log.warning("%s: made by an older version, so that label maps that change pass unseen", folder)
     for name, expected in result.get("checksums", {}).items():
         path = map_path(folder, name)
-        remedy = (
-            f"remove {folder} to make all anew, or strike it from the checksums in {THRESHOLDS_FILE} if it is meant"
-        )
+        remedy = f"remove {folder} to make all anew (if it is meant: strike its checksum from {THRESHOLDS_FILE}, "
+        remedy += "and the file's own, which is the last line)"
         try:
             found = map_checksum(folder, name)
         except OSError as error:

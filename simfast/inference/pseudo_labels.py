@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from simfast.config.classes import IGNORE
 from simfast.data.loader import evaluation_loader
-from simfast.data.predictions import PROGRESS_FILE, THRESHOLDS_FILE
+from simfast.data.predictions import PROGRESS_FILE
 from simfast.inference.label_folder import (
     begin,
     finished_labels,
@@ -26,12 +26,12 @@ from simfast.inference.label_folder import (
     map_path,
     read_map,
     write_map,
+    write_thresholds,
 )
 from simfast.models import checkpoint
 from simfast.models.upsampled import upsample
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
-from simfast.runtime.files import write_text
 from simfast.runtime.lock import locked
 
 BINS = 2**16
@@ -81,9 +81,10 @@ def make_pseudo_labels(
         stop: asked before each image; True saves and returns.
 
     Returns:
-        What thresholds.json holds: images, size [W, H], softmax_at, cap, info, fingerprint, and classes: by name,
-            threshold and median (None without a pixel), predicted_pixels, kept_pixels, kept_fraction (None); and
-            checksums: of the file of each map, by the image's name. Or None where `stop` said so.
+        What thresholds.json holds, but for its own checksum: images, size [W, H], softmax_at, cap, info, fingerprint,
+            and classes: by name, threshold and median (None without a pixel), predicted_pixels, kept_pixels,
+            kept_fraction (None); and checksums: of the file of each map, by the image's name. Or None where `stop`
+            said so.
 
     Raises:
         ValueError: an argument outside the sets above; a name that leads out of `out`; logits of another K, or NaN;
@@ -116,7 +117,7 @@ def make_pseudo_labels(
         height, width = work.size
         about = {"images": len(dataset), "size": [width, height], "softmax_at": softmax_at, "cap": cap, "info": info}
         result = about | {"fingerprint": fingerprint} | result
-        write_text(work.out / THRESHOLDS_FILE, json.dumps(result, indent=1) + "\n")
+        write_thresholds(work.out, result)
         (work.out / PROGRESS_FILE).unlink()
     return result
 

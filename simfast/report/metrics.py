@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from simfast.report.board import Board
 from simfast.report.results import is_figure
 from simfast.runtime.files import naming, write_text
 
@@ -27,7 +26,7 @@ class Metrics:
         kept = [row for row in read_metrics(self.path) if row["step"] <= step] if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  open as long as the run
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = Board(folder / "tensorboard", purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, float | None]) -> None:
         """One row: {"kind": "train" or "eval", "step": updates made, name: value ...}."""
@@ -38,6 +37,7 @@ class Metrics:
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._board.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -108,7 +108,7 @@ def test_thresholds_and_maps_equal_an_exact_computation(tmp_path, softmax_at, ca
     result = make(tmp_path, model.train(), dataset, softmax_at=softmax_at, cap=cap)
     assert model.training
     assert torch.equal(model.norm.running_mean, torch.zeros(3)), "made in eval mode"
-    assert result == json.loads((tmp_path / "thresholds.json").read_text())
+    assert result == said((tmp_path / "thresholds.json").read_text())
     maps = np.stack([read(tmp_path / f"{name}.png") for name in dataset.names])
     capped = 0
     for c in range(NUM_CLASSES):
@@ -237,7 +237,7 @@ def test_progress_that_is_of_no_use_is_dropped_with_a_message(tmp_path, straight
 def test_a_complete_set_is_read_by_its_own_call_and_refused_to_another(tmp_path, straight):
     out = tmp_path / "straight"
     model = Network()
-    assert make(out, model) == json.loads(straight["thresholds.json"])
+    assert make(out, model) == said(straight["thresholds.json"])
     assert model.calls == 0
     others = [{"model": Network(seed=1)}, {"dataset": Pictures(8)}, {"dataset": Pictures(9, 20, 20)}, {"cap": 0.8}]
     for other in others:
@@ -293,6 +293,32 @@ def test_progress_of_another_form_is_dropped(tmp_path, straight, state):
     assert contents(out) == straight
 
 
+def said(text):
+    """What thresholds.json says, without the checksum of all that."""
+    content = json.loads(text)
+    assert len(content.pop("checksum")) == 32
+    return content
+
+
+@pytest.mark.parametrize(("old", "new"), [('"median": 0.', '"median": 1.'), ('"images": 9', '"images": 8')])
+def test_a_number_that_changes_in_what_is_said_of_them_is_found(tmp_path, straight, old, new):
+    path = tmp_path / "straight/thresholds.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    for call in (lambda: require_labels(path.parent, NAMES), lambda: make(path.parent)):
+        with pytest.raises(ValueError, match=r"thresholds\.json: must be what pseudo labels come with.*checksum"):
+            call()
+
+
+@pytest.mark.parametrize("value", ["0.5", True, [0.5], {}])
+def test_what_is_said_of_a_class_is_numbers(tmp_path, straight, value):
+    path = tmp_path / "straight/thresholds.json"
+    result = said(path.read_text())
+    result["classes"]["crop"]["kept_fraction"] = value
+    path.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=r"thresholds\.json: .*kept_fraction of crop must be a number"):
+        make(path.parent)
+
+
 def other_map(path):
     Image.fromarray(np.zeros((18, 25), np.uint8)).save(path)
 
@@ -308,7 +334,7 @@ def test_a_map_that_changes_after_it_was_made_is_named(tmp_path, straight, chang
 
 def test_maps_without_checksums_are_taken_as_they_are_and_that_is_said(tmp_path, straight, caplog):
     path = tmp_path / "straight/thresholds.json"
-    result = json.loads(path.read_text())
+    result = said(path.read_text())
     assert sorted(result.pop("checksums")) == Pictures(9).names
     path.write_text(json.dumps(result))
     other_map(tmp_path / "straight/street_004.png")
@@ -328,7 +354,7 @@ def test_thresholds_of_others_are_left_alone_and_named(tmp_path, content):
 @pytest.mark.parametrize("name", ["../X", "/tmp/X", "a/../../X", "a\0", "\ud800", "x" * 300])
 def test_names_in_checksums_lead_nowhere_else(tmp_path, straight, name):
     path = tmp_path / "straight/thresholds.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"checksums": {name: "0"}}))
+    path.write_text(json.dumps(said(path.read_text()) | {"checksums": {name: "0"}}))
     with pytest.raises(ValueError, match=r"names: must be a (relative )?path"):
         require_labels(tmp_path / "straight", NAMES)
 
