@@ -1,5 +1,6 @@
 """Losses and scores of a run while it goes: JSON lines and TensorBoard."""
 
+import contextlib
 import json
 import logging
 import os
@@ -40,7 +41,8 @@ class Metrics:
         self._board.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a row that could not be written, which was said then
+            self._file.close()
         self._board.close()
 
 

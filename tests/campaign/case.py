@@ -26,6 +26,8 @@ LIMIT_SECONDS = 240.0
 GRACE_SECONDS = 12.0
 """What a killed program's processes have to notice it: torch's data workers look every 5 seconds."""
 # Never right, whatever the status is.
+LOG_TOO = "log.txt: lines are lost: "
+"""On a full disk the log says for itself that it is not whole."""
 TRACES = ("Traceback (most recent call last)", "Exception ignored in", "--- Logging error ---", "Fatal Python error")
 REAPER = 36  # PR_SET_CHILD_SUBREAPER
 
@@ -51,7 +53,7 @@ class Ended(NamedTuple):
             return f"ended with {self.status}: {both[-600:]}"
         if self.status == 0:
             return None
-        lines = [line for line in self.err.splitlines() if line.strip()]
+        lines = [line for line in self.err.splitlines() if line.strip() and LOG_TOO not in line]
         # An ablation's runs say what they have to say, and then it does; of an option's value, tyro says it, in a box.
         clear = lines and all(line.startswith("simfast ") for line in lines)
         if self.status != 2 and (not clear or len({line[:12] for line in lines}) < len(lines)):

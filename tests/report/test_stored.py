@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 
@@ -51,3 +52,21 @@ def test_a_result_that_is_not_there_or_empty_is_none(tmp_path, caplog):
     result = {"last": {"miou": 0.1}, "best": {"miou": None, "step": 3}}
     path.write_text(json.dumps(result))
     assert read_result(path) == result
+
+
+def test_a_disk_without_room_is_named_once_and_not_again_where_the_file_is_closed(tmp_path):
+    metrics = Metrics(tmp_path)
+    (number,) = (fd for fd in map(int, os.listdir("/proc/self/fd")) if is_open(fd, tmp_path / "metrics.jsonl"))
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, number)
+    os.close(full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        metrics.write("train", 1, {"seg": 1.0})
+    metrics.close()
+
+
+def is_open(number, path):
+    try:
+        return os.readlink(f"/proc/self/fd/{number}") == str(path)
+    except FileNotFoundError:  # the one that listed them
+        return False
