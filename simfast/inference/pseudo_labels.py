@@ -32,6 +32,7 @@ from simfast.models import checkpoint
 from simfast.models.upsampled import upsample
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
+from simfast.runtime.files import sync_folder
 from simfast.runtime.lock import locked
 
 BINS = 2**16
@@ -119,6 +120,7 @@ def make_pseudo_labels(
         result = about | {"fingerprint": fingerprint} | result
         write_thresholds(work.out, result)
         (work.out / PROGRESS_FILE).unlink()
+        sync_folder(work.out)  # or a power loss brings it back, for good
     return result
 
 

@@ -99,18 +99,22 @@ class StuffInstanceMatching(nn.Module):
         class_id = [(self.stuff + self.things)[k] for k in ring]
         self.register_buffer("slot_ring", torch.tensor(ring, dtype=torch.int64), persistent=False)
         self.register_buffer("slot_class", torch.tensor(class_id, dtype=torch.int64), persistent=False)
-        # In the state: a ring's place does not tell whose it is.
-        for name, ids in (("stuff_ids", self.stuff), ("thing_ids", self.things)):
-            self.register_buffer(name, torch.tensor(ids, dtype=torch.int64))
+
+    def get_extra_state(self) -> dict[str, list[int]]:
+        """Class ids, as a part of the state: a ring's place does not tell whose it is."""
+        return {"stuff": self.stuff, "things": self.things}
+
+    def set_extra_state(self, state: dict[str, list[int]]) -> None:
+        """Nothing is to be set: ids that are not this module's are refused before anything is loaded."""
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:
         """Refuses rings that are other classes'. A state from before it said whose they are is taken as it is."""
-        for name, own in (("stuff_ids", self.stuff), ("thing_ids", self.things)):
-            stored = state_dict.setdefault(prefix + name, torch.tensor(own, dtype=torch.int64))
-            if stored.tolist() != own:
+        stored = state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        for name, own in self.get_extra_state().items():
+            if (came := stored.get(name) if isinstance(stored, dict) else stored) != own:
                 raise ValueError(
                     f"StuffInstanceMatching: {prefix}{name} of a state to load must be this module's {own}, "
-                    f"in this order, got {stored.tolist()}"
+                    f"in this order, got {came}"
                 )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -41,7 +41,7 @@ OF_A_RUN: dict[str, tuple[Any, str]] = {
 # Those that came later.
 LATER = {"seconds", "processes", "precision", "network", "look_due", "data", "places", "bad_files"}
 # Of the matching, whose rings alone older ones have.
-NOT_IN_OLDER = {"stuff_ids", "thing_ids"}
+NOT_IN_OLDER = {"_extra_state"}
 # Of an optimiser's groups, what depends on torch's version and is set anew.
 SET_BY_TORCH = {"maximize", "foreach", "differentiable", "fused", "capturable", "decoupled_weight_decay", "name"}
 

@@ -54,9 +54,10 @@ class Ended(NamedTuple):
         if self.status == 0:
             return None
         lines = [line for line in self.err.splitlines() if line.strip() and LOG_TOO not in line]
-        # An ablation's runs say what they have to say, and then it does; of an option's value, tyro says it, in a box.
+        # An ablation's runs each say what they have to say; of an option's value, tyro says it, in a box.
         clear = lines and all(line.startswith("simfast ") for line in lines)
-        if self.status != 2 and (not clear or len({line[:12] for line in lines}) < len(lines)):
+        runs = self.out.count("failed with exit code ") + 1
+        if self.status != 2 and (not clear or len(lines) > runs):
             return (
                 f"must say in one line what is wrong, got {len(lines)}: {self.err[-600:]!r} after {self.out[-200:]!r}"
             )
