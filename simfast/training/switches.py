@@ -40,6 +40,8 @@ def _switched(deterministic: bool) -> Iterator[None]:
     dtype, state, seed = torch.get_default_dtype(), torch.get_rng_state(), torch.initial_seed()
     # Asking the GPUs for theirs would begin to use them.
     states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    # Which imports half of torch, and so not where an interrupted import would come in the way of putting all back.
+    torch.use_deterministic_algorithms(asked, warn_only=warn_only)
     new = {name: value for name, value in _CUBLAS.items() if deterministic and name not in os.environ}
     try:
         os.environ.update(new)

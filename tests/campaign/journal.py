@@ -181,10 +181,10 @@ def _fate(file: _File, data: str, rng: random.Random) -> bytes:
     whole = file.made["whole"]
     if whole is file.synced or data == "lost":
         return file.synced
+    same = len(file.synced) if whole.startswith(file.synced) else 0  # what was synced stays, whatever is added behind
     if data == "cut":
-        return whole[: rng.randint(0, len(whole))]
+        return whole[: rng.randint(same, len(whole))]
     if data == "zeros" and "zeros" not in file.made:
-        same = len(file.synced) if whole.startswith(file.synced) else 0
         file.made["zeros"] = whole[:same] + bytes(len(whole) - same)
     return file.made[data]
 
