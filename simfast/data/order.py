@@ -59,6 +59,10 @@ class Mixture:
         return tuple(j for j, share in enumerate(self.shares) for _ in range(share))
 
 
+GO_ON = "--skip-bad-files N goes on without up to N bad files"
+"""What helps where a file to train on is bad, and can be done without."""
+
+
 def sample(
     data: Dataset | Mixture, seed: int, domain: str, k: int, skip: int = 0, skipped: dict[str, str] | None = None
 ) -> tuple[Tensor, Tensor, str]:
@@ -86,9 +90,7 @@ def sample(
         except (ValueError, OSError) as error:
             bad[f"{domain}: {data.names[i]}"] = str(error)
             if len(bad) > min(skip, len(order) - 1):
-                if not skip:
-                    raise
-                more = f"skip_bad_files: more than {skip} bad files, with {', '.join([*bad][:-1])}"
+                more = f"skip_bad_files: more than {skip} bad files, with {', '.join([*bad][:-1])}" if skip else GO_ON
                 raise ValueError(f"{error} ({more})") from None
         else:
             if skipped is not None:

@@ -5,7 +5,7 @@ import logging
 from simfast.config import Config
 from simfast.config.classes import IGNORE
 from simfast.data.check import SAMPLE, check_sample
-from simfast.data.order import Dataset, Mixture
+from simfast.data.order import GO_ON, Dataset, Mixture
 from simfast.data.parts import source_parts
 
 log = logging.getLogger("simfast")
@@ -43,7 +43,9 @@ def first_look(
             found.warnings.extend(found.problems)
         elif found.problems:
             more = f" (problems in a sample: {len(found.problems)}; `simfast check-data` lists all)"
-            raise ValueError(found.problems[0] + (more if len(found.problems) > 1 else ""))
+            few = part != "held-out" and not void and 2 * len(found.problems) <= min(found.images, SAMPLE)
+            remedy = f"; {GO_ON}" if few else ""
+            raise ValueError(found.problems[0] + (more if len(found.problems) > 1 else "") + remedy)
         for text in found.warnings:
             log.warning("%s: %s", part, text)
             warned = True

@@ -117,7 +117,8 @@ class Keeper:
                 else:
                     why = f"the state after step {self.step} is not sound and was not saved; "
         except Exception as failure:  # whatever it is, the first error counts
-            why = f"the state after step {self.step} could not be saved: {failure}; "
+            again = "" if str(failure) == str(error) else f": {failure}"
+            why = f"the state after step {self.step} could not be saved{again}; "
         if self._saved is None:
             return why.removesuffix("; ")
         path, step = self._saved
@@ -132,7 +133,7 @@ class Keeper:
         state |= {"precision": self._trainer.precision, "look_due": self._due, "bad_files": self._loader.skipped}
         if is_best:
             checkpoint.save(out / BEST, state)
-            self._best_due = False
+            self._best_due, self._saved = False, (out / BEST, self.step)  # with which last.pt can be done without
         checkpoint.save(out / LAST, state, previous=self._previous)
         self._saved, self._previous = (out / LAST, self.step), PREVIOUS
 

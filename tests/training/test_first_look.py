@@ -51,6 +51,16 @@ def test_nothing_is_trained_on_labels_without_a_class(source, tmp_path):
     assert not list(tmp_path.glob("run/*.pt"))
 
 
+def test_what_to_do_without_a_few_bad_files_is_said_and_not_where_most_are_bad(source):
+    root, settings = source
+    files = sorted((root / "train/images").glob("*"))
+    for i, path in enumerate(files):
+        path.write_bytes(path.read_bytes()[:60])
+        with pytest.raises(SystemExit, match="must be a readable picture") as error:
+            train(settings)
+        assert ("--skip-bad-files N" in str(error.value)) == (2 * (i + 1) <= len(files))
+
+
 def test_the_look_changes_no_bit_of_a_run(settings, tmp_path, monkeypatch):
     states = []
     for look in (opening.first_look, lambda *_: None):

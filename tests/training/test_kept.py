@@ -85,7 +85,9 @@ def test_a_bad_file_in_the_middle_saves_first_and_the_mended_run_equals_a_straig
         patch.setattr("simfast.training.opening.first_look", lambda *_: None)
         with (
             broken(data / "source/train/images/3.png"),
-            pytest.raises(SystemExit, match=r"images/3\.png: .*; .*last\.pt is of step \d; continue with --resume "),
+            pytest.raises(
+                SystemExit, match=r"3\.png: .*--skip-bad-files N .*; .*last\.pt is of step \d; continue with --resume "
+            ),
         ):
             train([*given, "--out", str(tmp_path / "run")])
     step = checkpoint.load(tmp_path / "run/last.pt")["step"]
@@ -133,6 +135,25 @@ def test_a_full_disk_names_the_file_and_what_is_kept(settings, tmp_path, monkeyp
     fail_at(monkeypatch, 3, OSError(28, "No space left on device", "x/best.pt.part"), checkpoint, "save")
     with pytest.raises(SystemExit, match=r"No space left.*best\.pt.*; .*last\.pt is of step 4; continue with --resume"):
         train([*settings, *ALONE, "--steps", "6", "--out", str(tmp_path)])
+
+
+def test_a_disk_with_room_for_the_best_checkpoint_alone_keeps_it_and_says_how_to_go_on(settings, tmp_path, monkeypatch):
+    given = [*settings, "--steps", "3", "--eval-every", "2"]
+    train([*given, "--out", str(tmp_path / "straight")])
+    with monkeypatch.context() as patch:
+        save = checkpoint.save
+
+        def full(path, *arguments, **options):
+            if path.name == "last.pt":
+                raise OSError(28, "No space left on device", str(path))
+            save(path, *arguments, **options)
+
+        patch.setattr(checkpoint, "save", full)
+        rule = r"No space left on device: '\S*last\.pt'; \S*best\.pt is of step 2; continue with --resume \S*best\.pt$"
+        with pytest.raises(SystemExit, match=rule):
+            train([*given, "--out", str(tmp_path / "run")])
+    train(["--resume", str(tmp_path / "run/best.pt")])
+    assert equal(state(tmp_path / "run/last.pt"), state(tmp_path / "straight/last.pt"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
