@@ -9,12 +9,13 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from running import train
+from running import settings_of, train
 
 from simfast.models import checkpoint
 from simfast.report.metrics import read_metrics
 from simfast.runtime.console import StopSignals
 from simfast.training import run
+from simfast.training.opening import open_data
 from simfast.training.step import Trainer
 
 ALONE = ("--method", "source-only")
@@ -250,6 +251,15 @@ def test_more_bad_files_than_may_be_are_an_error(settings, data, tmp_path):
                 train([*given, "--skip-bad-files", "1"])
             result = train(["--resume", str(tmp_path / "run"), "--skip-bad-files", "2"])
     assert result["step"] == 9
+
+
+@pytest.mark.parametrize("lead", [True, False])
+def test_the_bad_files_of_one_process_do_not_count_for_another_one_after_a_resume(lead, settings, monkeypatch):
+    monkeypatch.setattr("simfast.runtime.distributed.is_lead", lambda: lead)
+    met = {"source: 1": "bad"}  # by the process that writes
+    config = settings_of([*settings, *ALONE, "--steps", "2", "--skip-bad-files", "1"])
+    loader, *_ = open_data(config, torch.device("cpu"), 1, None, {"bad_files": met})
+    assert loader.skipped == (met if lead else {})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
