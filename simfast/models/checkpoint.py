@@ -78,7 +78,7 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is no checkpoint of ours, or damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {path} is not a file")
+        raise FileNotFoundError(f"checkpoint: {path} is not a file{_spare(path)}")
     state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -177,7 +177,7 @@ def read(path: Path) -> Any:
         except Exception as error:  # torch has no one exception for a file it cannot read
             # Not its text, which advises to trust the file.
             rule = "must be a whole file of torch.save with nothing but tensors and plain values"
-            raise ValueError(f"{path}: {rule}, got {described(path, error)}") from error
+            raise ValueError(f"{path}: {rule}, got {described(path, error)}{_spare(path)}") from error
 
 
 def _require_stored(path: Path, file: BinaryIO) -> None:
@@ -216,10 +216,7 @@ def _require_undamaged(path: Path, file: BinaryIO) -> None:
     else:
         return
     if not whole:
-        spare = {LAST: PREVIOUS, BEST: LAST}.get(path.name)
-        instead = spare and path.with_name(spare)
-        remedy = f"; {instead} is there, too" if instead and instead.is_file() else ""
-        raise ValueError(f"{path}: must be as it was written, got a damaged file, of another checksum{remedy}")
+        raise ValueError(f"{path}: must be as it was written, got a damaged file, of another checksum{_spare(path)}")
 
 
 def resolve(path: Path, name: str = LAST, stage: int = 2) -> Path:
@@ -236,7 +233,15 @@ def resolve(path: Path, name: str = LAST, stage: int = 2) -> Path:
 def missing(path: Path) -> str:
     """What came in place of the checkpoint `path`, for an error: none, or perhaps stage 1's alone."""
     first = path.parent / "stage1"
-    return f"no {path}" + (f" (of its stages {first} alone has one)" if (first / path.name).is_file() else "")
+    of_stage1 = f" (of its stages {first} alone has one)" if (first / path.name).is_file() else ""
+    return f"no {path}{of_stage1}{_spare(path)}"
+
+
+def _spare(path: Path) -> str:
+    """Which other checkpoint of a run there is, as the end of an error about this one."""
+    others = {LAST: (PREVIOUS, BEST), BEST: (LAST, PREVIOUS)}.get(path.name, ())
+    there = [path.with_name(name) for name in others if path.with_name(name).is_file()]
+    return f"; {there[0]} is there, which may be given in its place" if there else ""
 
 
 def random_state() -> dict[str, Any]:

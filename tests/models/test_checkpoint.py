@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import random
+import re
 import zipfile
 
 import pytest
@@ -73,7 +74,15 @@ def test_the_checkpoint_before_is_kept_and_named_where_the_last_is_damaged(tmp_p
     flipped(path, 1000, 0)
     with pytest.raises(ValueError, match=r"damaged.*previous\.pt"):
         checkpoint.load(path)
+    for length in (3000, 0):
+        os.truncate(path, length)
+        with pytest.raises(ValueError, match=r"must be.*previous\.pt"):
+            checkpoint.load(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"last\.pt is not a file; .*previous\.pt"):
+        checkpoint.load(path)
     assert checkpoint.load(tmp_path / "previous.pt")["step"] == 2
+    assert re.search(r"no .*best\.pt; .*previous\.pt", checkpoint.missing(tmp_path / "best.pt"))
 
 
 def test_a_save_that_fails_at_its_end_leaves_both_files_and_one_after_a_kill_there_leaves_no_third(
