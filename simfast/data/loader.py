@@ -113,7 +113,7 @@ class DomainLoader:
             for name, reason in skipped.items():
                 if name in self.skipped:
                     continue
-                if len(self.skipped) == self._skip:
+                if len(self.skipped) >= self._skip:  # more where a resumed run may have fewer than before
                     before = ", ".join(sorted(self.skipped))
                     raise ValueError(f"{reason} (skip_bad_files: more than {self._skip} bad files, with {before})")
                 self.skipped[name] = reason
@@ -308,8 +308,8 @@ def _end_workers(iterator: weakref.ref) -> None:
 
 
 def _by_threads(dataset: _Batches | _Groups, order: Iterable[int], workers: int) -> Iterator:
-    """For a copy out of a mapped file, which leaves Python's lock alone: a tenth of the time it takes to hand the same
-    bytes from one process to another."""
+    """For a copy out of a file, which leaves Python's lock alone: a tenth of the time it takes to hand the same bytes
+    from one process to another."""
     # Memory is pinned for the GPU that is a thread's current one, which is not the starting thread's by itself.
     begin = (torch.cuda.set_device, (torch.cuda.current_device(),)) if dataset.pinned else (None, ())
     with ThreadPoolExecutor(workers, "read", *begin) as pool:

@@ -84,7 +84,7 @@ def sample(
         data, domain = data.datasets[j], f"{domain} {j}" if j else domain
     epoch, place = divmod(k, len(data))
     order, bad = permutation(len(data), seed, domain, epoch), {}
-    for i in (*order[place:], *order[:place]):
+    for i in (order[(place + n) % len(order)] for n in range(len(order))):
         try:
             item = data[i]
         except (ValueError, OSError) as error:

@@ -33,7 +33,7 @@ from simfast.models.upsampled import upsample
 from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
 from simfast.runtime.files import sync_folder
-from simfast.runtime.lock import locked
+from simfast.runtime.lock import locked, tidy
 
 BINS = 2**16
 """Of the confidence, over [0, 1]. Medians are taken from the lower edges: less than 1 / BINS under the exact ones."""
@@ -107,6 +107,7 @@ def make_pseudo_labels(
     fingerprint = _fingerprint(model, dataset.names, (convention, num_classes, softmax_at, cap, BINS, work.size))
     finished = (work.out, dataset.names, fingerprint, class_names)
     if there := finished_labels(*finished):  # in a folder, perhaps, in which nothing can be written
+        tidy(work.out)
         return there
     work.out.mkdir(parents=True, exist_ok=True)
     with locked(work.out, "out"):

@@ -65,6 +65,8 @@ def save(path: Path, state: dict[str, Any], previous: str | None = None) -> None
         digest = checksum(file)
         file.write(COMMENT + digest.encode())
         if previous is not None and path.exists():
+            file.flush()
+            os.fsync(file.fileno())  # before, as this may fail
             _name_too(path, path.with_name(previous))
 
 
@@ -259,7 +261,10 @@ def _name_too(path: Path, other: Path) -> None:
     temporary = unfinished(other)
     temporary.unlink(missing_ok=True)
     try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, other)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, other)
+    finally:  # an error, or both names were this file's already, and nothing is moved
+        temporary.unlink(missing_ok=True)

@@ -20,11 +20,14 @@ class Metrics:
     Args:
         folder: the run's folder.
         step: 0 for a new run, else the step it continues from.
+        look_due: whether what a look found at that step is forgotten, too, as it is still to come.
     """
 
-    def __init__(self, folder: Path, step: int = 0):
+    def __init__(self, folder: Path, step: int = 0, look_due: bool = False):
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step] if self.path.exists() else []
+        rows = read_metrics(self.path) if self.path.exists() else []
+        last = {"train": step, "eval": step - 1 if look_due else step}
+        kept = [row for row in rows if row["step"] <= last.get(row["kind"], step)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  open as long as the run
         self._board = Board(folder / "tensorboard", purge_step=step + 1)

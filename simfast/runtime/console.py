@@ -154,6 +154,10 @@ class _LogFile(logging.FileHandler):
             with contextlib.suppress(*LOST):
                 tqdm.write(f"{self.baseFilename}: lines are lost: {sys.exc_info()[1]}", file=sys.stderr)
 
+    def close(self) -> None:
+        with contextlib.suppress(*LOST):  # of lines that are lost, as has been said
+            super().close()
+
 
 class WithTimes(logging.Formatter):
     """Each line behind its date and time, ISO 8601, with the offset from UTC."""

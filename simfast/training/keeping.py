@@ -50,7 +50,9 @@ class Keeper:
         self.step: int = resumed["step"] if resumed else 0
         self.last: dict[str, Any] | None = resumed and resumed["last"]
         self.best: dict[str, Any] | None = distributed.on_lead(find_best, out, resumed) if resumed else None
-        self._due = bool(resumed and resumed.get("look_due"))
+        # Where nothing is left to do, as with fewer --steps than before, there may be no look to report.
+        at_end = self.step == config.steps and (self.best is None or not self._has_looked())
+        self._due = bool(resumed and (resumed.get("look_due") or at_end))
         self._best_due = False
         self._spent = resumed.get("seconds", 0.0) if resumed else 0.0  # older checkpoints do not say
         self._started = time.monotonic()
@@ -60,7 +62,7 @@ class Keeper:
 
     @property
     def look_is_due(self) -> bool:
-        """Whether the networks should have been looked at after this step, and an error came between."""
+        """Whether the networks are still to be looked at after this step, as where an error came between."""
         return self._due
 
     def seconds(self) -> float:
@@ -95,7 +97,8 @@ class Keeper:
             told = explained(error, self._config, self._trainer) or error
             kept = self._rescued(error)
             if not isinstance(told, ValueError | OSError):  # a fault of ours, whose traceback tells more
-                log.error("%s", kept)
+                if kept:
+                    log.error("%s", kept)
                 raise
             raise retold(told, f"{told}; {kept}" if kept else str(told)) from error
 
@@ -111,8 +114,7 @@ class Keeper:
                 if self._trainer.whole and self._soundness.holds():
                     every = self._config.eval_every
                     at_end = self.step == self._config.steps
-                    looked = self.last is not None and self.last["step"] == self.step
-                    self._due = not looked and (self.step % every == 0 or at_end)
+                    self._due = not self._has_looked() and (self.step % every == 0 or at_end)
                     self._write(self._best_due or not self._config.scored)
                 else:
                     why = f"the state after step {self.step} is not sound and was not saved; "
@@ -123,6 +125,9 @@ class Keeper:
             return why.removesuffix("; ")
         path, step = self._saved
         return f"{why}{path} is of step {step}; continue with --resume {out if path == out / LAST else path}"
+
+    def _has_looked(self) -> bool:
+        return self.last is not None and self.last["step"] == self.step
 
     def _write(self, is_best: bool) -> None:
         out = self._out

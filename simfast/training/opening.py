@@ -52,7 +52,8 @@ def open_data(
     loader = DomainLoader(
         labelled, seen, config.batch_size, config.seed, config.workers, config.flip, position, device, **share
     )
-    loader.skipped |= resumed.get("bad_files", {}) if resumed else {}
+    if resumed and distributed.is_lead():  # whose they are: the others count theirs anew
+        loader.skipped |= resumed.get("bad_files", {})
     for sentence in dict.fromkeys((*labelled.passed_over, *target.passed_over, *looks.passed_over)):
         log.info("%s", sentence)
     what, size = (config.target, config.target_size) if labelled is target else (config.source[0], config.source_size)

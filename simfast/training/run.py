@@ -152,10 +152,10 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
     log.info("run folder: %s, with these settings in config.yaml", out)
     if lead:
         write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
-    metrics = Metrics(out, first) if lead else None
     soundness = Soundness(config, trainer, first)
     facts = {"data": data, "places": places_of(here)}
     keeper = Keeper(config, out, trainer, loader, soundness, resumed, facts)
+    metrics = Metrics(out, first, keeper.look_is_due) if lead else None
     progress = TrainingProgress(config, first, device)
 
     def look(step: int) -> None:

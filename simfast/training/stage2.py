@@ -49,7 +49,6 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
     except SystemExit:
         log.info("the same command goes on from there with --out %s", out)
         raise
-    tidy(folder)  # a complete set is not entered
     return folder
 
 

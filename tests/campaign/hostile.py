@@ -48,7 +48,6 @@ def payloads(state: dict) -> dict[str, Callable[[], object]]:
         "pathlib": lambda: state | {"out": _Calls(Path(CANARY).touch)},
         "torch.hub": lambda: _Calls(torch.load, "other.pt"),
         "a class": lambda: {"state_dict": _Calls(type, "X", (), {})},
-        "getattr": lambda: _Calls(getattr, os, "system"),
         "deep": lambda: {"model": deep},
         "bytearray": lambda: _Calls(bytearray, 2**40),
         "a huge tensor": lambda: torch.zeros(1).expand(2**40),

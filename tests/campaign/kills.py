@@ -14,6 +14,8 @@ ASKS = (
     *(("SIGTERM", signal.SIGTERM, True), ("SIGHUP", signal.SIGHUP, True), ("SIGINT", signal.SIGINT, True)),
     *(("SIGTERM to the first process", signal.SIGTERM, False), ("SIGHUP to it", signal.SIGHUP, False)),
 )
+# Of a Python that is interrupted while it starts.
+BEFORE_IT_BEGAN = "init_import_site"
 PROGRAMS = (
     *("train", "train", "train, 2 workers", "prepare", "pseudo-labels", "train --stage all", "train, 2 workers"),
     *("prepare, 2 workers", "train", "ablate", "predict"),
@@ -40,6 +42,8 @@ def cases(seed: int, world: World, case: Case) -> list[tuple[str, int, list[str]
             running.kill(number, group)
         ended = running.wait()
         said.append(f"after {'its end' if over else 'a while'}: {ended.status}")
+        if BEFORE_IT_BEGAN in ended.err:
+            continue
         if orphans := case.orphans():
             return [(row, 1, [f"{said}: {orphans}"])]
         if asked and ended.status not in (0, 128 + number, -number, 130):

@@ -280,3 +280,12 @@ def test_bad_arguments_are_named(options, message, domains):
     arguments = {"batch_size": 1, "seed": 0, "workers": 0, "flip": False} | options
     with pytest.raises(ValueError, match=message):
         DomainLoader(*domains, **arguments)
+
+
+def test_fewer_bad_files_than_there_were_before_a_resume_are_not_any_number(tmp_path):
+    source = make_domain(tmp_path / "source", 4)
+    (tmp_path / "source/images/02.png").write_bytes(b"")
+    loader = DomainLoader(source, None, 1, 0, 0, False, skip=1)
+    loader.skipped |= {"source: 00": "bad", "source: 01": "bad"}
+    with pytest.raises(ValueError, match=r"02\.png.*skip_bad_files: more than 1 bad files"):
+        take(loader, 4)

@@ -374,6 +374,12 @@ def test_a_second_program_is_refused_while_maps_are_made(tmp_path, straight):
     assert contents(out) == straight
 
 
+def test_a_finished_set_keeps_no_lock_of_a_program_that_was_killed(tmp_path, straight):
+    (tmp_path / "straight/.lock").write_text("{}")
+    make(tmp_path / "straight")
+    assert contents(tmp_path / "straight") == straight
+
+
 def test_files_of_others_are_left_alone(tmp_path):
     (tmp_path / "street_003.png").write_bytes(b"a picture of the data set")
     with pytest.raises(ValueError, match=r"street_003.png: must not be there"):

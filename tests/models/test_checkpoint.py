@@ -1,5 +1,6 @@
 """A checkpoint is as it was written, or is not loaded."""
 
+import errno
 import os
 import pickle
 import random
@@ -82,6 +83,27 @@ def test_the_checkpoint_before_is_kept_and_named_where_the_last_is_damaged(tmp_p
         checkpoint.load(path)
     assert checkpoint.load(tmp_path / "previous.pt")["step"] == 2
     assert re.search(r"no .*best\.pt; .*previous\.pt", checkpoint.missing(tmp_path / "best.pt"))
+
+
+def test_a_save_that_fails_at_its_end_leaves_both_files_and_one_after_a_kill_there_leaves_no_third(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        checkpoint.save(path, STATE | {"step": step}, previous="previous.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match=r"No space left"):
+            checkpoint.save(path, STATE | {"step": 3}, previous="previous.pt")
+    assert [checkpoint.load(tmp_path / name)["step"] for name in ("last.pt", "previous.pt")] == [2, 1]
+    (tmp_path / "previous.pt").unlink()
+    os.link(path, tmp_path / "previous.pt")  # as a kill leaves it before last.pt is replaced
+    checkpoint.save(path, STATE | {"step": 3}, previous="previous.pt")
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
+
+
+def refuse(_number):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_others_can_read_it(tmp_path):

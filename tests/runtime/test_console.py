@@ -43,6 +43,16 @@ def test_each_line_of_a_log_file_has_its_time_and_the_terminal_none(tmp_path, ca
     assert all(datetime.fromisoformat(time).utcoffset() is not None for time in times)
 
 
+def test_a_log_file_on_a_full_disk_is_said_once_and_is_no_error_at_its_end(tmp_path, capfd):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with in_file(tmp_path / "log.txt"):
+        for line in ("one", "two"):
+            logging.getLogger("simfast").info(line)
+    assert capfd.readouterr().err.splitlines() == [
+        f"{tmp_path}/log.txt: lines are lost: [Errno 28] No space left on device"
+    ]
+
+
 def ended(code):
     """Exit status and standard error of a program whose reader has gone before it writes anything."""
     program = f"{BEGIN}sys.stdin.read()\nwith quiet_pipe():\n" + "".join(f"    {line}\n" for line in code.splitlines())

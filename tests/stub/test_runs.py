@@ -13,7 +13,7 @@ from simfast.inference.evaluate import Scores, evaluate
 from simfast.inference.signals import find_signals
 from simfast.models import checkpoint, deeplab_v2
 from simfast.testing import determinism
-from simfast.training import looks, run
+from simfast.training import looks, run, soundness
 from simfast.training.capture import CannotCapture
 
 CUDA = torch.device("cuda")
@@ -28,13 +28,15 @@ def restore_global_state():
 
 @pytest.fixture
 def arguments(settings, tmp_path, monkeypatch):
-    """A run on the stub, in a folder of its own. The scores are of counts that the stub does not have."""
+    """A run on the stub, in a folder of its own. The scores are of counts that the stub does not have, and the scale of
+    fp16 is 0 there."""
 
     def score(model, loader, class_ids, *args, labelled_ids, **more):
         _, pictures = evaluate(model, loader, class_ids, *args, labelled_ids=labelled_ids, **more)
         return Scores.of(torch.ones(19, 19, dtype=torch.int64), class_ids, labelled_ids), pictures
 
     monkeypatch.setattr(looks, "evaluate", score)
+    monkeypatch.setattr(soundness, "LOWEST_SCALE", 0.0)
     return [*settings, "--device", "cuda", "--out", str(tmp_path / "run")]
 
 

@@ -9,11 +9,13 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from running import train
+from running import settings_of, train
 
 from simfast.models import checkpoint
 from simfast.report.metrics import read_metrics
 from simfast.runtime.console import StopSignals
+from simfast.training import run
+from simfast.training.opening import open_data
 from simfast.training.step import Trainer
 
 ALONE = ("--method", "source-only")
@@ -129,6 +131,28 @@ def test_a_look_that_an_error_prevented_is_made_when_the_run_goes_on(settings, d
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "straight")]
     assert rows[0] == rows[1]
     assert (tmp_path / "run/panel-000002.png").exists()
+
+
+def test_a_look_whose_panel_failed_has_one_row_of_metrics(settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1, OSError(28, "No space left on device", "panel"), run, "save_panel")
+        with pytest.raises(SystemExit, match=r"No space left.*last\.pt is of step 2"):
+            train([*settings, *ALONE, "--steps", "4", "--out", str(tmp_path)])
+    train(["--resume", str(tmp_path)])
+    looks = [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "eval"]
+    assert looks == [2, 4]
+
+
+@pytest.mark.parametrize("every", ["2", "50"])
+def test_a_run_that_is_to_end_where_it_was_stopped_is_looked_at_there(every, settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_at(patch, 4, OSError("stopped"), Trainer, "step")
+        with pytest.raises(SystemExit, match=r"last\.pt is of step 3"):
+            train([*settings, *ALONE, "--steps", "6", "--eval-every", every, "--out", str(tmp_path)])
+    result = train(["--resume", str(tmp_path), "--steps", "3"])
+    assert result["last"]["step"] == 3
+    assert checkpoint.load(tmp_path / "last.pt")["last"] == result["last"]
+    assert (tmp_path / "panel-000003.png").exists()
 
 
 def test_a_full_disk_names_the_file_and_what_is_kept(settings, tmp_path, monkeypatch):
@@ -250,6 +274,15 @@ def test_more_bad_files_than_may_be_are_an_error(settings, data, tmp_path):
     assert result["step"] == 9
 
 
+@pytest.mark.parametrize("lead", [True, False])
+def test_the_bad_files_of_one_process_do_not_count_for_another_one_after_a_resume(lead, settings, monkeypatch):
+    monkeypatch.setattr("simfast.runtime.distributed.is_lead", lambda: lead)
+    met = {"source: 1": "bad"}  # by the process that writes
+    config = settings_of([*settings, *ALONE, "--steps", "2", "--skip-bad-files", "1"])
+    loader, *_ = open_data(config, torch.device("cpu"), 1, None, {"bad_files": met})
+    assert loader.skipped == (met if lead else {})
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # A run that moves
 # ----------------------------------------------------------------------------------------------------------------------
@@ -330,6 +363,15 @@ def test_a_lost_best_checkpoint_is_said_and_sought_anew(settings, tmp_path, caps
     result = train(["--resume", str(tmp_path), "--steps", "3"])
     assert "best.pt is lost" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "best.pt")["best"] == result["best"]
+
+
+def test_a_finished_run_without_its_best_checkpoint_is_looked_at_once_more(settings, tmp_path):
+    train([*settings, *ALONE, "--steps", "2", "--out", str(tmp_path)])
+    kept = checkpoint.load(tmp_path / "last.pt")
+    checkpoint.save(tmp_path / "last.pt", kept | {"best": kept["best"] | {"step": 1}})
+    (tmp_path / "best.pt").unlink()
+    result = train(["--resume", str(tmp_path)])
+    assert result["best"] == result["last"] == checkpoint.load(tmp_path / "best.pt")["best"]
 
 
 def without(key):
