@@ -190,8 +190,9 @@ def _require_stored(path: Path, file: BinaryIO) -> None:
     except Exception:  # no archive, or a damaged one, of which is said elsewhere
         return
     if packed:
+        error = ValueError(f"{packed[0].filename!r} compressed")
         rule = "must be as torch.save writes it, without compression"
-        raise ValueError(f"{path}: {rule}, got {packed[0].filename!r} compressed")
+        raise ValueError(f"{path}: {rule}, got {described(path, error)}")
 
 
 def _require_undamaged(path: Path, file: BinaryIO) -> None:

@@ -129,7 +129,7 @@ def _described_zip(path: Path, error: Exception) -> str:
     if "constants.pkl" in inside:
         return "a TorchScript archive, a program and not its weights: save its state_dict()"
     found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-    return _object_of(found[1]) if found else type(error).__name__
+    return _object_of(found[1]) if found else str(error) if isinstance(error, ValueError) else type(error).__name__
 
 
 def _object_of(name: str) -> str:

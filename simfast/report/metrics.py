@@ -36,8 +36,7 @@ class Metrics:
         """One row: {"kind": "train" or "eval", "step": updates made, name: value ...}."""
         with naming(self.path):
             self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
-            if kind == "eval":  # a checkpoint follows: after a power loss, no row of its steps is missing
-                os.fsync(self._file.fileno())
+            os.fsync(self._file.fileno())  # after a power loss, no row of a checkpoint's steps is missing
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)

@@ -55,9 +55,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 raise raw.failure or error from None
             os.replace(temporary, path)
             sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # the first error counts
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno and str(error.filename) == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from simfast.runtime.files import naming
 NAME = ".lock"
 # A lock of a file is the process's: it would not keep another thread of ours out.
 _ours: set[tuple[int, Path]] = set()
+_asking = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -30,18 +32,21 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     path = Path(os.path.realpath(folder)) / NAME
     key = (os.getpid(), path)
-    if key in _ours:
-        raise ValueError(f"{what}: {folder} must be used by one program at a time, got another part of this one in it")
-    # POSIX locks: those of flock would go on in forked workers that outlive this process.
-    with naming(path):
-        number = _opened(path, folder, what)
-    _ours.add(key)
+    with _asking:
+        if key in _ours:
+            rule = "must be used by one program at a time"
+            raise ValueError(f"{what}: {folder} {rule}, got another part of this one in it")
+        # POSIX locks: those of flock would go on in forked workers that outlive this process.
+        with naming(path):
+            number = _opened(path, folder, what)
+        _ours.add(key)
     try:
         yield
     finally:
-        _ours.discard(key)
-        path.unlink(missing_ok=True)
-        os.close(number)
+        with _asking:
+            _ours.discard(key)
+            path.unlink(missing_ok=True)
+            os.close(number)
 
 
 def tidy(folder: Path) -> None:

@@ -37,7 +37,7 @@ class TrainingProgress(Progress):
         self._losses: dict[str, str] = {}
         self._look: dict[str, str] = {}
         self._read_at, self._read_step, self._apart = time.monotonic(), first, 0.0
-        self._evaluation = 0.0
+        self._evaluation, self._done = 0.0, False
         super().__init__(total=config.steps, initial=first, unit="step", bar_format="{bar}{text}")
 
     @contextlib.contextmanager
@@ -70,12 +70,13 @@ class TrainingProgress(Progress):
     def show(self, name: str, value: float | None) -> None:
         """Show what an evaluation found, as the mean IoU, in [0, 1], from now on."""
         self._look = {name: "-" if value is None else f"{100 * value:.1f}"}
+        self._done = self.n >= self.total
 
     def _left(self, step: int, rate: float | None) -> str:
         if not rate:
             return "?"
         every, steps = self._config.eval_every, self._config.steps
-        evaluations = -(-steps // every) - step // every
+        evaluations = 0 if self._done else -(-steps // every) - step // every
         return tqdm.format_interval((steps - step) / rate + evaluations * self._evaluation)
 
     @property

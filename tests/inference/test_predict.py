@@ -199,8 +199,10 @@ def test_what_is_no_regular_file_is_named_and_the_others_go_on(tmp_path):
 
 def test_a_path_that_is_too_long_for_an_output_stops_no_other(tmp_path):
     Image.fromarray(picture(0, 40, 40)).save(tmp_path / "a.png")
-    deep, names = os.open(tmp_path, os.O_RDONLY), ["d" * 250] * 15
-    for name in names:  # the whole path is too long once the output's folder is added
+    # The whole path is too long once the output's folder is added.
+    names = ["d" * 250] * ((4089 - len(str(tmp_path))) // 251)
+    deep = os.open(tmp_path, os.O_RDONLY)
+    for name in names:
         os.mkdir(name, dir_fd=deep)
         deep, above = os.open(name, os.O_RDONLY, dir_fd=deep), deep
         os.close(above)

@@ -12,7 +12,7 @@ from PIL import Image
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # What `[train]` installs, by the names that are imported.
-TRAIN = ("PIL", "cv2", "pydantic", "yaml", "tyro", "tqdm", "tabulate", "tensorboard", "matplotlib")
+TRAIN = ("PIL", "cv2", "pydantic", "yaml", "tyro", "tqdm", "tabulate", "tensorboard", "matplotlib", "safetensors")
 HIDE = f"""
 import sys
 

@@ -20,6 +20,12 @@ def test_an_error_leaves_the_file_as_it_was_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["report.json"]
 
 
+def test_a_folder_that_is_not_there_is_told_by_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(tmp_path / "nowhere" / "report.json", "text")
+    assert str(caught.value) == f"[Errno 2] No such file or directory: '{tmp_path}/nowhere/report.json'"
+
+
 def test_file_and_folder_are_on_the_disk_before_it_is_over(tmp_path, monkeypatch):
     done, real = [], os.replace
     monkeypatch.setattr(os, "fsync", lambda number: done.append(os.readlink(f"/proc/self/fd/{number}")))

@@ -58,7 +58,21 @@ def test_a_second_stage_that_fails_to_start_leaves_the_first(settings, tmp_path,
 
 def test_an_error_after_a_step_keeps_the_folder(settings, tmp_path):
     with pytest.raises(SystemExit, match="not finite at step"):
-        train([*settings, "--steps", "9", "--lr", "1e30", "--eval-every", "50", "--out", str(tmp_path / "run")])
+        train(
+            [
+                *settings,
+                "--steps",
+                "9",
+                "--lr",
+                "1000",
+                "--lambda-seg",
+                "1e6",
+                "--eval-every",
+                "50",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
     assert {"log.txt", "config.yaml", "metrics.jsonl"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 

@@ -14,6 +14,7 @@ from simfast.config import Config
 from simfast.config.presets import RECIPES
 from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, deeplab_v2, normalise
+from simfast.models.deeplab import HEAD_DILATIONS
 from simfast.training.step import Trainer
 
 SIZE, IMAGES = 64, 2
@@ -188,7 +189,7 @@ def trained(*networks):
 def test_steps_equal_the_paper_written_out(recipe, stage, ops):
     config = settings(recipe, stage=stage, pseudo_labels="x" if stage == 2 else None)
     torch.manual_seed(0)
-    model, discriminator = deeplab_v2("resnet18", 19, config.head_dilations), Discriminator(19)
+    model, discriminator = deeplab_v2("resnet18", 19, config.head_dilations or HEAD_DILATIONS), Discriminator(19)
     plain = Plain(config, recipe, copy.deepcopy(model), copy.deepcopy(discriminator))
     matching = StuffInstanceMatching(
         model.num_features, STUFF, THINGS, config.stuff_rows, config.max_instances, config.gate, config.fill_rule, ops
