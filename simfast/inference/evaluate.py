@@ -193,5 +193,8 @@ def evaluate(
     if total is not None:
         confusion, broken = total(confusion), total(broken)
     if broken:
-        raise ValueError("evaluate: logits must be finite, got NaN or infinity for at least one image")
+        raise ValueError(
+            "evaluate: logits must be finite, got NaN or infinity for at least one image: the network has diverged; "
+            "what helps is another training, such as one with a lower --lr"
+        )
     return Scores.of(confusion, class_ids, labelled_ids, sets), pictures

@@ -21,6 +21,8 @@ REMEDIES = {
     "instance": "a lower --lambda-ci",
     "mix": "a lower --lambda-mix",
 }
+# How many times the loss of a guess a segmentation loss is that no training comes back from.
+WORSE_THAN_GUESSES = 30
 # Far below what any finite gradient asks for.
 LOWEST_SCALE = 1.0
 
@@ -76,6 +78,10 @@ class Soundness:
             raise NotFinite(self._story())
         if means.get("seg") == 0:
             log.warning("seg is 0: in steps %d to %d no pixel of the labels is of a class", self._since + 1, self._step)
+        guess = math.log(self._trainer.model.num_classes)
+        if means.get("seg", 0) > WORSE_THAN_GUESSES * guess:
+            what = "where guessing gives %.2g: the network is not learning"
+            log.warning(f"seg is %.3g, {what}; %s", means["seg"], guess, self._remedy(()))
         if scale:
             self._require_steps(values[-1], steps)
         self._sums, self._since = None, self._step

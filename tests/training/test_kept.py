@@ -478,3 +478,11 @@ def test_pictures_of_one_value_in_the_labels_are_told(settings, data, tmp_path, 
     monkeypatch.setattr("simfast.training.opening.first_look", lambda *_: None)
     train([*on(settings, data), *ALONE, "--steps", "2", "--out", str(tmp_path / "run")])
     assert "seg is 0: in steps 1 to 1 no pixel of the labels is of a class" in capsys.readouterr().out
+
+
+def test_a_loss_far_beyond_a_guess_is_told(settings, data, tmp_path, monkeypatch, capsys):
+    before = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *given: {"seg": 500 + before(self, *given)["seg"]})
+    train([*on(settings, data), *ALONE, "--steps", "1", "--out", str(tmp_path / "run")])
+    told = r"seg is 50\d, where guessing gives 2.9: the network is not learning; a new run may try a lower --lr"
+    assert re.search(told, capsys.readouterr().out)
