@@ -1,6 +1,7 @@
 """Work is kept: what an error, a signal, a bad file or a moved folder leaves of a run, and how it goes on."""
 
 import contextlib
+import re
 import shutil
 import signal
 import subprocess
