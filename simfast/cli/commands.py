@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
+from simfast.cli.data_commands import HELD_OUT, START, TARGET, CheckData, Prepare
 from simfast.config import Config
-from simfast.config.config import OF_EACH_SOURCE, names
+from simfast.config.config import names
 from simfast.config.settings import Data
 
 # What takes long to import is imported where a command runs: help does without.
@@ -22,14 +23,6 @@ log = logging.getLogger("simfast")
 
 Checkpoint = Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
 EVERYTHING = tuple(names(Config))
-_START = ("preset", "config")
-# Where a part of the data is, and what it is in training.
-_TARGET = ("target", "target_root", "target_labels", "target_ids", "target_size")
-_HELD_OUT = ("eval_split", "eval_images", "eval_labels")
-_DATA = (
-    *("classes", *OF_EACH_SOURCE, "source_size", *_TARGET, "target_split", *_HELD_OUT, "report_split"),
-    *("method", "cache", "workers"),
-)
 _NETWORK = ("classes", "convention", "head_dilations", "resnet_style", "ema", "device", "workers")
 
 
@@ -76,8 +69,8 @@ class Evaluate:
     """
 
     READS: ClassVar[Sequence[str]] = (
-        *(*_START, *_NETWORK),
-        *(*_TARGET, *_HELD_OUT, "score_classes", "cache"),
+        *(*START, *_NETWORK),
+        *(*TARGET, *HELD_OUT, "score_classes", "cache"),
     )
 
     checkpoint: Checkpoint
@@ -116,7 +109,7 @@ class Evaluate:
 class Predict:
     """Label pictures: OUT/labels (ids as PNG), OUT/colour, OUT/overlay, and OUT/classes.yaml, which names the ids."""
 
-    READS: ClassVar[Sequence[str]] = (*_START, *_NETWORK, "target_size")
+    READS: ClassVar[Sequence[str]] = (*START, *_NETWORK, "target_size")
 
     checkpoint: Checkpoint
     """Run folder (its best checkpoint), checkpoint, or a file of SIM, AdaptSegNet, ADVENT, CLAN, BDL, FDA or DACS."""
@@ -159,7 +152,7 @@ class PseudoLabels:
     """
 
     READS: ClassVar[Sequence[str]] = (
-        *(*_START, "recipe", *_NETWORK),
+        *(*START, "recipe", *_NETWORK),
         *("target", "target_root", "target_labels", "target_split", "target_size", "cache"),
         *("pseudo_cap", "pseudo_softmax"),
     )
@@ -205,56 +198,6 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare:
-    """Fill --cache with resized images and labels, so that training decodes no PNG.
-
-    Give the settings that training will be given. What is there already is kept.
-    """
-
-    READS: ClassVar[Sequence[str]] = (*_START, *_DATA)
-
-    config: Config
-
-    def run(self) -> int:
-        from simfast.data import open_dataset
-        from simfast.data.parts import arguments_of
-        from simfast.data.prepare import prepare
-
-        config = self.config
-        if config.cache is None:
-            raise ValueError("cache: must name the folder to fill, got none")
-        for part, arguments in arguments_of(config).items():
-            log.info("%s: %s", part, prepare(open_dataset(**arguments), config.cache, config.workers))
-        log.info("train with the same settings and --cache %s", config.cache)
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckData:
-    """Read every file that training with these settings would read; list what is missing, broken or suspicious.
-
-    Warnings are of what can be read, but is probably not meant. The exit status is 1 where there are problems.
-    """
-
-    READS: ClassVar[Sequence[str]] = (*_START, *_DATA)
-
-    config: Config
-
-    def run(self) -> int:
-        from simfast.data.check import check_part, report_text
-        from simfast.data.parts import arguments_of
-
-        config = self.config
-        parts = arguments_of(config).items()
-        found = {
-            part: check_part(**arguments, workers=config.workers, cache=config.cache, part=part)
-            for part, arguments in parts
-        }
-        log.info("%s", report_text(found, config.classes))
-        return int(any(part.problems for part in found.values()))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Diagnose:
     """Say what matching and the losses do at a run's checkpoint, without training.
 
@@ -264,8 +207,8 @@ class Diagnose:
 
     CHECKPOINT: ClassVar[str] = "last.pt"
     READS: ClassVar[Sequence[str]] = (
-        *_START,
-        *(name for name in names(Data) if name not in (*_HELD_OUT, "report_split", "score_classes")),
+        *START,
+        *(name for name in names(Data) if name not in (*HELD_OUT, "report_split", "score_classes")),
         *("lambda_seg", "lambda_adv", "lambda_ci", "lambda_ci_stage2", "adversary"),
         *("gate", "fill_rule", "bank_dtype", "match_pseudo_labels", "ops"),
         *("precision", "batch_size", "seed", "device", "pseudo_labels"),

@@ -1,14 +1,13 @@
 """Pseudo labels against np.median over all pixels, and that however often they are stopped, they come out the same."""
 
-import json
 import logging
-import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from label_makers import ABSENT, NAMES, NUM_CLASSES, Network, Pictures, contents, make, read, said
 from PIL import Image
 from torch import nn
 
@@ -16,47 +15,8 @@ from simfast.config.classes import CITYSCAPES
 from simfast.data.classes import coding_of
 from simfast.data.folder import open_pairs
 from simfast.inference.label_folder import require_labels
-from simfast.inference.pseudo_labels import BINS, make_pseudo_labels
-from simfast.models import checkpoint
+from simfast.inference.pseudo_labels import BINS
 from simfast.models.weights import RGB_MEAN, RGB_STD, normalise
-
-CPU = torch.device("cpu")
-NUM_CLASSES, ABSENT = 6, 4
-NAMES = ("sky", "soil", "leaf", "weed", "crop", "stone")
-
-
-class Pictures:
-    """Random images [3, H, W]; item i is the same whenever it is asked for."""
-
-    def __init__(self, num, height=18, width=25):
-        self.names = [f"street_{i:03d}" for i in range(num)]
-        self.images = np.random.default_rng(0).integers(0, 256, (num, 3, height, width), np.uint8)
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, i):
-        return torch.from_numpy(self.images[i]), torch.empty(0, dtype=torch.uint8), self.names[i]
-
-
-class Network(nn.Module):
-    """Random logits at a quarter of the images' size, never of class ABSENT. on_call(n) is told of the n-th forward."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.convolution = nn.Conv2d(3, NUM_CLASSES, 4, stride=4)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.convolution.weight.normal_(0, 0.4, generator=generator)
-            self.convolution.bias.normal_(0, 0.5, generator=generator)
-            self.convolution.bias[ABSENT] = -1e4
-        self.calls, self.on_call = 0, lambda n: None
-
-    def forward(self, images):
-        self.calls += 1
-        self.on_call(self.calls)
-        return images, self.convolution(self.norm(images))
 
 
 class Lookup(nn.Module):
@@ -69,21 +29,6 @@ class Lookup(nn.Module):
     def forward(self, images):
         red = (images[:, 0] * 255 * RGB_STD[0] + 255 * RGB_MEAN[0]).round().long()
         return images, self.table[red].permute(0, 3, 1, 2)
-
-
-def make(out, model=None, dataset=None, **options):
-    model, dataset = Network() if model is None else model, Pictures(9) if dataset is None else dataset
-    return make_pseudo_labels(model, dataset, out, "rgb", CPU, **({"class_names": NAMES} | options))
-
-
-def read(path):
-    with Image.open(path) as picture:
-        assert picture.mode == "L"
-        return np.asarray(picture)
-
-
-def contents(out):
-    return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 @pytest.fixture
@@ -258,128 +203,6 @@ def test_a_complete_set_is_read_by_its_own_call_and_refused_to_another(tmp_path,
         make(out)
 
 
-CUTS = {"empty": 0, "a block of zeros": None, "half": 0.5}
-
-
-def cut(path, share):
-    content = path.read_bytes()
-    path.write_bytes(bytes(4096) if share is None else content[: int(len(content) * share)])
-
-
-@pytest.mark.parametrize("share", CUTS.values(), ids=CUTS)
-@pytest.mark.parametrize("file", ["street_002.png", ".progress.pt", "thresholds.json"])
-def test_what_a_power_loss_leaves_is_made_anew_by_the_same_call(tmp_path, straight, file, share):
-    out = tmp_path / "out"
-    if file == "thresholds.json":
-        shutil.copytree(tmp_path / "straight", out)
-    else:
-        model = Network()
-        make(out, model, stop=lambda: model.calls == 14)
-    cut(out / file, share)
-    if file == "thresholds.json":
-        with pytest.raises(ValueError, match=r"thresholds\.json: must be what pseudo labels come with"):
-            require_labels(out, NAMES)
-    make(out)
-    assert contents(out) == straight
-
-
-@pytest.mark.parametrize("state", [{}, {"histogram": 5}, {"histogram": torch.ones(3, dtype=torch.int64)}])
-def test_progress_of_another_form_is_dropped(tmp_path, straight, state):
-    model, out = Network(), tmp_path / "out"
-    make(out, model, stop=lambda: model.calls == 14)
-    theirs = checkpoint.load(out / ".progress.pt")
-    checkpoint.save(out / ".progress.pt", {"fingerprint": theirs["fingerprint"]} | state)
-    make(out)
-    assert contents(out) == straight
-
-
-def said(text):
-    """What thresholds.json says, without the checksum of all that."""
-    content = json.loads(text)
-    assert len(content.pop("checksum")) == 32
-    return content
-
-
-@pytest.mark.parametrize(("old", "new"), [('"median": 0.', '"median": 1.'), ('"images": 9', '"images": 8')])
-def test_a_number_that_changes_in_what_is_said_of_them_is_found(tmp_path, straight, old, new):
-    path = tmp_path / "straight/thresholds.json"
-    path.write_text(path.read_text().replace(old, new, 1))
-    for call in (lambda: require_labels(path.parent, NAMES), lambda: make(path.parent)):
-        with pytest.raises(ValueError, match=r"thresholds\.json: must be what pseudo labels come with.*checksum"):
-            call()
-
-
-@pytest.mark.parametrize("value", ["0.5", True, [0.5], {}])
-def test_what_is_said_of_a_class_is_numbers(tmp_path, straight, value):
-    path = tmp_path / "straight/thresholds.json"
-    result = said(path.read_text())
-    result["classes"]["crop"]["kept_fraction"] = value
-    path.write_text(json.dumps(result))
-    with pytest.raises(ValueError, match=r"thresholds\.json: .*kept_fraction of crop must be a number"):
-        make(path.parent)
-
-
-def other_map(path):
-    Image.fromarray(np.zeros((18, 25), np.uint8)).save(path)
-
-
-@pytest.mark.parametrize("change", [lambda path: cut(path, 0), lambda path: cut(path, 0.5), other_map, os.remove])
-def test_a_map_that_changes_after_it_was_made_is_named(tmp_path, straight, change):
-    out = tmp_path / "straight"
-    change(out / "street_004.png")
-    for call in (lambda: require_labels(out, NAMES), lambda: make(out)):
-        with pytest.raises(ValueError, match=r"street_004\.png: must be "):
-            call()
-
-
-def test_maps_without_checksums_are_taken_as_they_are_and_that_is_said(tmp_path, straight, caplog):
-    path = tmp_path / "straight/thresholds.json"
-    result = said(path.read_text())
-    assert sorted(result.pop("checksums")) == Pictures(9).names
-    path.write_text(json.dumps(result))
-    other_map(tmp_path / "straight/street_004.png")
-    require_labels(tmp_path / "straight", NAMES)
-    assert "made by an older version" in caplog.text
-
-
-@pytest.mark.parametrize("content", [b"{}", b"[1]", b'{"fingerprint": "x", "classes": 3}', b"[" * 99999, b"\xff"])
-def test_thresholds_of_others_are_left_alone_and_named(tmp_path, content):
-    (tmp_path / "thresholds.json").write_bytes(content)
-    for call in (lambda: require_labels(tmp_path, NAMES), lambda: make(tmp_path)):
-        with pytest.raises(ValueError, match=r"thresholds\.json: must be what pseudo labels come with"):
-            call()
-    assert contents(tmp_path) == {"thresholds.json": content}
-
-
-@pytest.mark.parametrize("name", ["../X", "/tmp/X", "a/../../X", "a\0", "\ud800", "x" * 300])
-def test_names_in_checksums_lead_nowhere_else(tmp_path, straight, name):
-    path = tmp_path / "straight/thresholds.json"
-    path.write_text(json.dumps(said(path.read_text()) | {"checksums": {name: "0"}}))
-    with pytest.raises(ValueError, match=r"names: must be a (relative )?path"):
-        require_labels(tmp_path / "straight", NAMES)
-
-
-def test_a_second_program_is_refused_while_maps_are_made(tmp_path, straight):
-    model, out, refused = Network(), tmp_path / "out", []
-
-    def second(n):
-        if n == 12:
-            with pytest.raises(ValueError, match=r"out: .*out must be used by one program at a time"):
-                make(out)
-            refused.append(n)
-
-    model.on_call = second
-    make(out, model)
-    assert refused == [12]
-    assert contents(out) == straight
-
-
-def test_a_finished_set_keeps_no_lock_of_a_program_that_was_killed(tmp_path, straight):
-    (tmp_path / "straight/.lock").write_text("{}")
-    make(tmp_path / "straight")
-    assert contents(tmp_path / "straight") == straight
-
-
 def test_files_of_others_are_left_alone(tmp_path):
     (tmp_path / "street_003.png").write_bytes(b"a picture of the data set")
     with pytest.raises(ValueError, match=r"street_003.png: must not be there"):
@@ -423,7 +246,7 @@ def test_bad_input_is_named(tmp_path):
     mixed, broken = Pictures(2), Network()
     mixed.images = [mixed.images[0], mixed.images[1][:, :, 1:]]
     broken.convolution.bias.data[0] = torch.nan
-    for said, options in (
+    for message, options in (
         (r"softmax_at: must be one of labels, features, got 'logits'", {"softmax_at": "logits"}),
         (r"cap: must be in \(0, 1\], got 0", {"cap": 0}),
         (r"class_names: must be from 2 to 255, got 256", {"class_names": [str(i) for i in range(256)]}),
@@ -432,5 +255,5 @@ def test_bad_input_is_named(tmp_path):
         (r"street_001: must have the first image's size", {"dataset": mixed}),
         (r"logits must be numbers, got NaN at 4050 pixels", {"model": broken}),
     ):
-        with pytest.raises(ValueError, match=said):
-            make(tmp_path / said[:5], **options)
+        with pytest.raises(ValueError, match=message):
+            make(tmp_path / message[:5], **options)

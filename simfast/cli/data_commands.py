@@ -1,0 +1,70 @@
+"""The commands of `simfast` about data alone: what each reads from the command line, and what it calls."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from simfast.config import Config
+from simfast.config.config import OF_EACH_SOURCE
+
+log = logging.getLogger("simfast")
+
+START = ("preset", "config")
+# Where a part of the data is, and what it is in training.
+TARGET = ("target", "target_root", "target_labels", "target_ids", "target_size")
+HELD_OUT = ("eval_split", "eval_images", "eval_labels")
+DATA = (
+    *("classes", *OF_EACH_SOURCE, "source_size", *TARGET, "target_split", *HELD_OUT, "report_split"),
+    *("method", "cache", "workers"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Fill --cache with resized images and labels, so that training decodes no PNG.
+
+    Give the settings that training will be given. What is there already is kept.
+    """
+
+    READS: ClassVar[Sequence[str]] = (*START, *DATA)
+
+    config: Config
+
+    def run(self) -> int:
+        from simfast.data import open_dataset
+        from simfast.data.parts import arguments_of
+        from simfast.data.prepare import prepare
+
+        config = self.config
+        if config.cache is None:
+            raise ValueError("cache: must name the folder to fill, got none")
+        for part, arguments in arguments_of(config).items():
+            log.info("%s: %s", part, prepare(open_dataset(**arguments), config.cache, config.workers))
+        log.info("train with the same settings and --cache %s", config.cache)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckData:
+    """Read every file that training with these settings would read; list what is missing, broken or suspicious.
+
+    Warnings are of what can be read, but is probably not meant. The exit status is 1 where there are problems.
+    """
+
+    READS: ClassVar[Sequence[str]] = (*START, *DATA)
+
+    config: Config
+
+    def run(self) -> int:
+        from simfast.data.check import check_part, report_text
+        from simfast.data.parts import arguments_of
+
+        config = self.config
+        parts = arguments_of(config).items()
+        found = {
+            part: check_part(**arguments, workers=config.workers, cache=config.cache, part=part)
+            for part, arguments in parts
+        }
+        log.info("%s", report_text(found, config.classes))
+        return int(any(part.problems for part in found.values()))
