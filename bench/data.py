@@ -23,8 +23,9 @@ from PIL import Image
 
 from bench.timing import copy_rate
 from simfast.data import open_dataset
-from simfast.data.loader import READ_AHEAD, Batch, DomainLoader
+from simfast.data.loader import Batch, DomainLoader
 from simfast.data.prepare import prepare
+from simfast.data.read_ahead import READ_AHEAD
 from simfast.testing import DEVICES, assert_same
 
 Size = tuple[int, int]

@@ -1,29 +1,21 @@
 """Batches of both domains for ever, each a pure function of (seed, position); and a data set in order, to be scored."""
 
-import atexit
 import itertools
 import logging
-import signal
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from simfast.data.cache import CachedDataset
 from simfast.data.order import Dataset, Mixture, draw, sample
+from simfast.data.read_ahead import read_ahead
 
 log = logging.getLogger("simfast")
 CPU = torch.device("cpu")
-# Batches that each process or thread reads ahead.
-READ_AHEAD = 2
 
 
 class Batch(NamedTuple):
@@ -98,7 +90,7 @@ class DomainLoader:
         self._workers, self._device, self._skip = workers, device, skip
 
     def __iter__(self) -> Iterator[Batch]:
-        read = _read(self._batches, itertools.count(self.position), self._workers, self._device.type == "cuda")
+        read = read_ahead(self._batches, itertools.count(self.position), self._workers, self._device.type == "cuda")
         for batch in on_device(self._counted(read), self._device):
             self.position += 1
             yield batch
@@ -136,7 +128,7 @@ class EvaluationLoader:
         return len(self._groups)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor], list[str]]]:
-        return _read(self._groups, range(len(self)), self._workers, self._device.type == "cuda")
+        return read_ahead(self._groups, range(len(self)), self._workers, self._device.type == "cuda")
 
 
 def evaluation_loader(
@@ -252,79 +244,6 @@ class _Groups:
             return error
 
 
-def _read(dataset: _Batches | _Groups, order: Iterable[int], workers: int, pinned: bool) -> Iterator:
-    """dataset[i] for i in order, read ahead by workers, in pinned memory if asked for.
-
-    A data set hands an error back as a value: raised in a worker, torch would bury its message in a traceback's text.
-    """
-    if workers and not dataset.cached:
-        items = _by_processes(dataset, order, workers, pinned)
-    else:
-        dataset.pinned = pinned
-        items = _by_threads(dataset, order, workers) if workers else (dataset[i] for i in order)
-    with closing(items):  # an error keeps this frame alive, but no reader
-        for item in items:
-            if isinstance(item, ValueError | OSError):
-                raise item
-            yield item
-
-
-def _by_processes(dataset: _Batches | _Groups, order: Iterable[int], workers: int, pinned: bool) -> Iterator:
-    """For what costs computing: decoding pictures, most of which holds Python's lock."""
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        prefetch_factor=READ_AHEAD,
-        collate_fn=_as_is,
-        pin_memory=pinned,
-        worker_init_fn=_leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
-    )
-    iterator = iter(loader)
-    end = partial(_end_workers, weakref.ref(iterator))
-    atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
-    try:
-        yield from iterator
-    except RuntimeError as error:  # torch has no exception of its own for it
-        if "DataLoader worker" not in str(error):
-            raise
-        rule = "a process that reads data was killed (out of memory, or of shared memory?); try fewer --workers, or 0"
-        raise ChildProcessError(rule) from error
-    finally:
-        end()
-        atexit.unregister(end)
-
-
-def _end_workers(iterator: weakref.ref) -> None:
-    """Ends the processes that read ahead, also where they do not answer: torch's own SIGTERM is one they ignore."""
-    workers = getattr(iterator(), "_workers", [])
-    if workers:
-        iterator()._shutdown_workers()
-    for worker in workers:
-        worker.kill()
-        worker.join()
-
-
-def _by_threads(dataset: _Batches | _Groups, order: Iterable[int], workers: int) -> Iterator:
-    """For a copy out of a file, which leaves Python's lock alone: a tenth of the time it takes to hand the same bytes
-    from one process to another."""
-    # Memory is pinned for the GPU that is a thread's current one, which is not the starting thread's by itself.
-    begin = (torch.cuda.set_device, (torch.cuda.current_device(),)) if dataset.pinned else (None, ())
-    with ThreadPoolExecutor(workers, "read", *begin) as pool:
-        pending: deque = deque()
-        try:
-            for i in order:
-                pending.append(pool.submit(dataset.__getitem__, i))
-                if len(pending) > READ_AHEAD * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _stack(items: Sequence[np.ndarray], mirrored: Sequence[bool], pinned: bool) -> Tensor:
     """Items [..., H, W] as one tensor, each copied once, on the way mirrored or not.
 
@@ -343,14 +262,3 @@ def _stack(items: Sequence[np.ndarray], mirrored: Sequence[bool], pinned: bool) 
         else:
             place[...] = item
     return stacked
-
-
-def _as_is(item):
-    return item
-
-
-def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C, a scheduler's SIGTERM and the SIGHUP of a terminal that is closed reach the whole process group; the
-    trainer saves, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)

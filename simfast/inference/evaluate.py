@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from simfast.models.inputs import normalise
 from simfast.models.upsampled import upsample
-from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
 
 

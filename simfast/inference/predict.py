@@ -22,7 +22,7 @@ from simfast.data.classes import palette
 from simfast.data.pictures import IMAGE_SUFFIXES, read_image
 from simfast.data.predictions import HEADER, KINDS, LIST_FILE, is_own_list, written_here
 from simfast.inference.evaluate import full_size_labels
-from simfast.models.weights import normalise
+from simfast.models.inputs import normalise
 from simfast.runtime.console import Progress
 from simfast.runtime.files import replacing, write_text
 

@@ -29,8 +29,8 @@ from simfast.inference.label_folder import (
     write_thresholds,
 )
 from simfast.models import checkpoint
+from simfast.models.inputs import normalise
 from simfast.models.upsampled import upsample
-from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
 from simfast.runtime.files import sync_folder
 from simfast.runtime.lock import locked, tidy

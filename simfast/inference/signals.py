@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from simfast.inference.evaluate import count_confusion, full_size_labels
+from simfast.models.inputs import normalise
 from simfast.models.upsampled import upsample
-from simfast.models.weights import normalise
 from simfast.runtime.console import Progress
 
 SAMPLE = 100

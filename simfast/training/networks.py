@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from simfast.config import Config
-from simfast.models.weights import normalise
+from simfast.models.inputs import normalise
 from simfast.runtime import distributed
 from simfast.training.modes import DTYPES
 from simfast.training.self_training import MeanTeacher

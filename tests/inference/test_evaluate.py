@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from simfast.config.classes import CITYSCAPES
 from simfast.inference.evaluate import Scores, count_confusion, evaluate, full_size_labels
-from simfast.models.weights import normalise
+from simfast.models.inputs import normalise
 from simfast.testing import needs_gpu
 
 NUM_CLASSES, IGNORE, SETS = 19, 255, CITYSCAPES.sets

@@ -16,7 +16,7 @@ from simfast.data.classes import coding_of
 from simfast.data.folder import open_pairs
 from simfast.inference.label_folder import require_labels
 from simfast.inference.pseudo_labels import BINS
-from simfast.models.weights import RGB_MEAN, RGB_STD, normalise
+from simfast.models.inputs import RGB_MEAN, RGB_STD, normalise
 
 
 class Lookup(nn.Module):

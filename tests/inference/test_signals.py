@@ -36,7 +36,7 @@ def upsampled(logits, size):
 
 def by_hand(model, loader, cap):
     """Confidence, entropy over log K, share over the cap, agreement, shares; in float64."""
-    from simfast.models.weights import normalise
+    from simfast.models.inputs import normalise
 
     softmaxes, agree = [], []
     for images, _, _ in loader:
