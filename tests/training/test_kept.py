@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -173,7 +174,9 @@ def command(settings, out, *more):
 
 def test_a_run_is_alone_in_its_folder_and_sighup_saves_it(settings, tmp_path):
     out, nowhere = tmp_path / "run", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(settings, out, "--eval-every", "1", "--steps", "20"), **nowhere)
+    heard = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
+    argv = command(settings, out, "--eval-every", "1", "--steps", "20")
+    process = subprocess.Popen(argv, **nowhere, preexec_fn=heard)
     try:
         while not (out / "last.pt").exists():
             assert process.poll() is None
