@@ -2,6 +2,7 @@
 
 import atexit
 import signal
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -50,18 +51,21 @@ def read_ahead(dataset: Numbered, order: Iterable[int], workers: int, pinned: bo
 
 def _by_processes(dataset: Numbered, order: Iterable[int], workers: int, pinned: bool) -> Iterator:
     """For what costs computing: decoding pictures, most of which holds Python's lock."""
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        prefetch_factor=READ_AHEAD,
-        collate_fn=_as_is,
-        pin_memory=pinned,
-        worker_init_fn=_leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
-    )
-    iterator = iter(loader)
+    with warnings.catch_warnings():
+        # Of more workers than cores, which wait for a disk at times and are a setting like others.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            prefetch_factor=READ_AHEAD,
+            collate_fn=_as_is,
+            pin_memory=pinned,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
+        )
+        iterator = iter(loader)
     end = partial(_end_workers, weakref.ref(iterator))
     atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
     try:

@@ -1,8 +1,10 @@
 """One program at a time in a folder."""
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -11,7 +13,11 @@ from pathlib import Path
 
 from simfast.runtime.files import naming
 
+log = logging.getLogger("simfast")
+
 NAME = ".lock"
+# Of file systems without locks: network ones that are mounted so, as NFS without lockd and Lustre without flock.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # A lock of a file is the process's: it would not keep another thread of ours out.
 _ours: set[tuple[int, Path]] = set()
 _asking = threading.Lock()
@@ -20,7 +26,8 @@ _asking = threading.Lock()
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Context of a program that writes into a folder, in which no other one does so. However the process dies, the
-    folder is free again; its worker processes do not hold it.
+    folder is free again; its worker processes do not hold it. Where the file system has no locks, a warning says that
+    nothing keeps another program out.
 
     Args:
         folder: which is there.
@@ -62,7 +69,14 @@ def _opened(path: Path, folder: Path, what: str) -> int:
     while True:
         number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                rule = "nothing keeps a second program out of this folder, as its file system has no locks"
+                log.warning("%s: %s: %s", folder, rule, error.strerror)
+                return number
             if _is_still(path, number):
                 who = {"process": os.getpid(), "machine": socket.gethostname()}
                 os.ftruncate(number, 0)

@@ -35,7 +35,9 @@ def explained(error: BaseException, config: Config, trainer: Trainer | None = No
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     gc.collect()
-    on_gpu = isinstance(cause, torch.OutOfMemoryError) or "CU" in str(cause)
+    # Our ops say which device only where torch lets them know.
+    of_ops = trainer is not None and trainer.device.type == "cuda" and ": no memory for " in str(cause)
+    on_gpu = isinstance(cause, torch.OutOfMemoryError) or "CU" in str(cause) or of_ops
     if on_gpu:
         torch.cuda.empty_cache()
     if trainer is not None:

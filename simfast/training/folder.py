@@ -23,15 +23,17 @@ class RunFolder:
     """
     Attributes:
         path: where it is.
+        command: that of the command, which --resume is given to go on: of both stages, where this is one of them.
         begun: to be set once a step is done, whose traces are to stay whatever comes.
     """
 
     path: Path
+    command: Path
     begun: bool = False
 
 
 @contextlib.contextmanager
-def run_folder(config: Config) -> Iterator[RunFolder]:
+def run_folder(config: Config, command: Path | None = None) -> Iterator[RunFolder]:
     """Context of a run, or of both stages, with the folder to write to; a new run never writes into one that holds a
     run already, and no run into one that another one is writing to. What one that was killed left half-written is
     removed.
@@ -39,12 +41,16 @@ def run_folder(config: Config) -> Iterator[RunFolder]:
     Where the context ends by an error or a signal before a step is done, what it has begun to write is removed, and the
     folder with it, as far as they were not there before. Checkpoints, pseudo labels and all else stay.
 
+    Args:
+        config: the run's settings.
+        command: the folder of both stages, for one of them.
+
     Raises:
         ValueError, OSError: naming the folder.
     """
     with contextlib.ExitStack() as lock:
         path, made, there = distributed.on_lead(_make, config, lock)
-        folder = RunFolder(path)
+        folder = RunFolder(path, command or path)
         try:
             yield folder
         except BaseException:

@@ -25,6 +25,7 @@ class Keeper:
     Args:
         config: the run's settings.
         out: the run's folder.
+        command: what --resume is given to go on from its last.pt; see `RunFolder`.
         trainer, loader: what is saved of.
         soundness: tells whether it may be.
         resumed: the checkpoint that the run goes on from, as `checkpoint.load_run` read it.
@@ -39,13 +40,14 @@ class Keeper:
         self,
         config: Config,
         out: Path,
+        command: Path,
         trainer: Trainer,
         loader: DomainLoader,
         soundness: Soundness,
         resumed: dict[str, Any] | None,
         facts: dict[str, Any],
     ):
-        self._config, self._out, self._facts = config, out, facts
+        self._config, self._out, self._command, self._facts = config, out, command, facts
         self._trainer, self._loader, self._soundness = trainer, loader, soundness
         self.step: int = resumed["step"] if resumed else 0
         self.last: dict[str, Any] | None = resumed and resumed["last"]
@@ -106,7 +108,6 @@ class Keeper:
         """What is kept, as a sentence."""
         if not distributed.is_lead():
             return ""
-        out = self._out
         is_new = self._saved is None or self._saved[1] < self.step
         why = ""
         try:
@@ -124,7 +125,8 @@ class Keeper:
         if self._saved is None:
             return why.removesuffix("; ")
         path, step = self._saved
-        return f"{why}{path} is of step {step}; continue with --resume {out if path == out / LAST else path}"
+        given = self._command if path == self._out / LAST else path
+        return f"{why}{path} is of step {step}; continue with --resume {given}"
 
     def _has_looked(self) -> bool:
         return self.last is not None and self.last["step"] == self.step

@@ -100,11 +100,12 @@ def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict
             continue
         resume = last if last.exists() else None
         one = dataclasses.replace(config, stage=stage, stage1=first, out=out / name, resume=resume)
+        own = None
         try:
-            with run_folder(one) as own:
+            with run_folder(one, out) as own:
                 results[name] = train(one, device, own)
         except (SystemExit, ValueError, OSError):
-            if stage == 2 or last.exists():
+            if (stage == 2 or last.exists()) and not (own and own.begun):  # else it is said already
                 log.info("both stages continue with --resume %s", out)
             raise
     if lead:
@@ -124,7 +125,7 @@ def train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, 
 
 
 def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str, Any]:
-    lead, out = distributed.is_lead(), folder.path
+    lead, out, command = distributed.is_lead(), folder.path, folder.command
     torch.manual_seed(config.seed)
     resumed = checkpoint.load_run(config.resume) if config.resume else None
     first = resumed["step"] if resumed else 0
@@ -154,7 +155,7 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
         write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
     soundness = Soundness(config, trainer, first)
     facts = {"data": data, "places": places_of(here)}
-    keeper = Keeper(config, out, trainer, loader, soundness, resumed, facts)
+    keeper = Keeper(config, out, command, trainer, loader, soundness, resumed, facts)
     metrics = Metrics(out, first, keeper.look_is_due) if lead else None
     progress = TrainingProgress(config, first, device)
 
@@ -194,7 +195,7 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
             if received and step < config.steps:
                 keeper.save(is_best=not config.scored)
                 name = signal.Signals(received).name
-                log.info("stopped by %s after step %d; continue with --resume %s", name, step, out)
+                log.info("stopped by %s after step %d; continue with --resume %s", name, step, command)
                 distributed.wait()  # torchrun ends the others as soon as one is gone
                 raise SystemExit(128 + received)
 

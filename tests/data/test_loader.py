@@ -110,6 +110,12 @@ def test_a_resumed_loader_goes_on_where_the_straight_one_is(workers, kind, domai
     assert same(straight[4:], take(loader, 5))
 
 
+@pytest.mark.filterwarnings("error")
+def test_more_workers_than_cores_are_no_warning(domains, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert len(take(DomainLoader(*domains, 2, seed=0, workers=2, flip=False), 2)) == 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_cache_gives_the_same_batches_whatever_is_done_to_them(workers, domains, cached):
     plain = take(DomainLoader(*domains, 2, seed=5, workers=0, flip=True), 8)

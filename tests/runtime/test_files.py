@@ -1,5 +1,6 @@
 """Files are whole or not there, and one program at a time is in a folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -110,6 +111,17 @@ def test_a_lock_dies_with_its_process_and_no_worker_holds_it(tmp_path):
     process.wait()
     with locked(tmp_path, "out"):
         pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_it_is_said_and_goes_on(number, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with locked(tmp_path, "out"):
+        assert f"{tmp_path}: nothing keeps a second program out" in caplog.text
     assert os.listdir(tmp_path) == []
 
 

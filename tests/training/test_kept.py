@@ -1,19 +1,23 @@
 """Work is kept: what an error, a signal, a full disk or a bad file leaves of a run, and how it goes on."""
 
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kept_runs import ALONE, broken, equal, fail_at, on, state
 from running import settings_of, train
 
+from simfast.config import Config
 from simfast.models import checkpoint
 from simfast.report.metrics import read_metrics
 from simfast.training import run
+from simfast.training.failures import explained
 from simfast.training.opening import open_data
 from simfast.training.step import Trainer
 
@@ -54,6 +58,20 @@ def test_out_of_memory_in_a_step_keeps_the_state_before_it_and_names_the_sizes(e
             train([*given, "--out", str(tmp_path / "run")])
     train(["--resume", str(tmp_path / "run")])
     assert equal(state(tmp_path / "run/last.pt"), state(tmp_path / "straight/last.pt"))
+
+
+def test_of_too_little_memory_for_an_op_on_a_gpu_the_gpu_is_told():
+    error = MemoryError("segment_mean: means: no memory for float32 [1, 2]")  # all that torch 2.11 lets an op know
+    trainer = SimpleNamespace(device=torch.device("cuda"), precision="fp32")
+    assert re.search("on the GPU with .* in fp32; .*--precision bf16", str(explained(error, Config(), trainer)))
+
+
+def test_an_error_in_one_of_both_stages_names_the_folder_with_which_both_go_on(settings, tmp_path, monkeypatch, caplog):
+    fail_at(monkeypatch, 2, OSError("stopped"), Trainer, "step")
+    rule = rf"stage1/last\.pt is of step 1; continue with --resume {tmp_path}$"
+    with pytest.raises(SystemExit, match=rule), caplog.at_level("INFO"):
+        train([*settings, "--stage", "all", "--steps", "2", "--out", str(tmp_path)])
+    assert "continue with" not in caplog.text  # said once
 
 
 def test_a_step_that_fails_between_two_optimisers_is_not_saved(settings, tmp_path, monkeypatch):
