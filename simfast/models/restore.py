@@ -12,7 +12,8 @@ from simfast.config import Config
 from simfast.config.classes import CITYSCAPES, Classes
 from simfast.models.deeplab import RESNET_STAGES, DeepLabV2, deeplab_v2
 from simfast.models.formats import SAFETENSORS, write_safetensors
-from simfast.models.weights import WeightsReport, load_weights, told
+from simfast.models.recognise import told
+from simfast.models.weights import WeightsReport, load_weights
 from simfast.models.weights_file import FAMILY_HEAD, SETTINGS, WeightsFile, few, read_weights
 
 

@@ -8,27 +8,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
-from simfast.config.classes import CITYSCAPES, Classes
-from simfast.models.deeplab import HEAD_DILATIONS, VGG16_FC6_FC7, DeepLabV2
-from simfast.models.heads import Head, find_head, summed
-from simfast.models.weights_file import (
-    CONVENTIONS,
-    WeightsFile,
-    few,
-    is_imagenet_classifier,
-    read_weights,
-    require_floating,
-)
+from simfast.config.classes import Classes
+from simfast.models.deeplab import VGG16_FC6_FC7, DeepLabV2
+from simfast.models.heads import summed
+from simfast.models.recognise import Told, family_names, is_torchvision_vgg16, told
+from simfast.models.weights_file import WeightsFile, few, is_imagenet_classifier, read_weights, require_floating
 
 logger = logging.getLogger(__name__)
 
-
-# torchvision's VGG16 keeps pool4 at index 23, so its conv5 sits one later than the family's.
-TORCHVISION_VGG16_CONV5 = {"24": "23", "26": "25", "28": "27"}
 HEADS = ("layer5.", "layer6.", "classifier.conv2d_list.")
 
 
@@ -57,26 +47,6 @@ class WeightsReport:
     missing: tuple[str, ...]
     convention: str
     classes: Classes | None = None
-
-
-class Told(NamedTuple):
-    """The network that a file's weights are for, by what the file tells and what was said in its place."""
-
-    convention: str
-    """"bgr" or "rgb"."""
-    resnet_style: str
-    """"caffe" or "torchvision"."""
-    head_dilations: tuple[int, ...]
-    """Of the branches in use; `HEAD_DILATIONS` where there is no head that can be used and nothing was said."""
-    head: Head | None
-    """The head; None: there is none."""
-    unfit: str | None
-    """Why it cannot be used; None: it can."""
-
-    @property
-    def used_head(self) -> Head | None:
-        """The head, if it can be used."""
-        return None if self.unfit else self.head
 
 
 def load_weights(
@@ -115,9 +85,8 @@ def load_weights(
             differ; weights are no real finite floating numbers; the model's head_dilations or resnet_style are not
             those of the file.
     """
-    _require_convention(convention)
     file = path if isinstance(path, WeightsFile) else read_weights(path)
-    tensors, wanted = _family_names(file, model.arch), model.state_dict()
+    tensors, wanted = family_names(file, model.arch), model.state_dict()
     counted = [name for name in wanted if not name.endswith("num_batches_tracked")]
     backbone = [name for name in counted if not name.startswith(f"{model.head_name}.")]
     used = _backbone(file, tensors, wanted, model, backbone)
@@ -157,112 +126,6 @@ def load_weights(
     return report
 
 
-def told(
-    file: WeightsFile,
-    arch: str,
-    num_classes: int,
-    *,
-    convention: str | None = None,
-    classes: Classes | None = None,
-    head_dilations: Sequence[int] | None = None,
-    resnet_style: str | None = None,
-) -> Told:
-    """What network a file's weights are for, without building it.
-
-    How many branches of a head of the AdaptSegNet family are in use is told by values: those that are not have the
-    values that they began with, and no others have. Where that is not beyond doubt, it has to be said. (A head that was
-    trained with four branches and went on with two cannot be told from one of four: say it.)
-    Weights for RGB input come from torchvision's networks, those for BGR from caffe's.
-
-    Args:
-        file: of `read_weights`.
-        arch: the backbone.
-        num_classes: of the network to be.
-        convention, classes, head_dilations, resnet_style: see `load_weights`; what is said counts for files that are
-            not ours, with a warning where the file tells otherwise.
-
-    Raises:
-        ValueError: the convention or the dilations are unclear, or contradict the file's; a head is incomplete.
-    """
-    tensors = _family_names(file, arch)
-    convention = _decide_convention(file, convention)
-    style = resnet_style or {"bgr": "caffe", "rgb": "torchvision"}[convention]
-    if file.settings is not None and resnet_style is None:
-        style = {"torchvision": "torchvision"}.get(file.settings.get("resnet_style"), "caffe")
-    said = None if head_dilations is None else tuple(head_dilations)
-    head = find_head(file.path, tensors, arch)
-    unfit = None if head is None else _other_classes(file, head, num_classes, classes)
-    if head is None or unfit:
-        return Told(convention, style, said or HEAD_DILATIONS, head, unfit)
-    if file.settings is not None:
-        recorded = tuple(file.settings.get("head_dilations") or HEAD_DILATIONS)
-        if said not in (None, recorded):
-            raise ValueError(
-                f"load_weights: head_dilations must be {recorded}, which {file.path} records, got {said}: its head is "
-                f"trained"
-            )
-        if len(recorded) != head.num_branches:
-            raise ValueError(
-                f"load_weights: {file.path} must have a branch for each of the head_dilations that it records "
-                f"({recorded}), got {head.num_branches}"
-            )
-        said, head = recorded, head._replace(live=head.num_branches, evidence="as recorded")
-    elif said is None and head.dilations is None:
-        raise ValueError(head.required(file.path))
-    elif said is not None and len(said) > head.num_branches:
-        raise ValueError(
-            f"load_weights: head_dilations must be at most {head.num_branches}, as many as the head of {file.path} has "
-            f"branches, got {said}"
-        )
-    return Told(convention, style, said or head.dilations, head, None)
-
-
-def _require_convention(convention: str | None) -> None:
-    if convention is not None and convention not in CONVENTIONS:
-        raise ValueError(f"load_weights: convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
-
-
-def _decide_convention(file: WeightsFile, given: str | None) -> str:
-    if given is not None and file.recorded not in (None, given):
-        raise ValueError(
-            f"load_weights: convention must be {file.recorded!r}, which {file.path} records, got {given!r}"
-        )
-    decided = given or file.recorded or file.guessed
-    if decided is None:
-        raise ValueError(
-            f"load_weights: convention must be given for {file.path}, whose names do not tell it (bgr: BGR minus "
-            f"caffe's mean; rgb: RGB with ImageNet's mean and deviation), got None"
-        )
-    return decided
-
-
-def _family_names(file: WeightsFile, arch: str) -> dict[str, Tensor]:
-    """The file's tensors by the names that the family has for them."""
-    if not _is_torchvision_vgg16(file, arch):
-        return file.tensors
-    names = [name.split(".") for name in file.tensors]
-    moved = [
-        [s, TORCHVISION_VGG16_CONV5.get(i, i), *rest] if s == "features" else [s, i, *rest] for s, i, *rest in names
-    ]
-    return dict(zip(map(".".join, moved), file.tensors.values(), strict=True))
-
-
-def _is_torchvision_vgg16(file: WeightsFile, arch: str) -> bool:
-    return arch == "vgg16" and "features.24.weight" in file.tensors
-
-
-def _other_classes(file: WeightsFile, head: Head, num_classes: int, classes: Classes | None) -> str | None:
-    """Why the file's trained head is not the model's, as far as its size and names tell; None if it may be."""
-    if head.num_classes != num_classes:
-        return f"a head of {head.num_classes} classes, the model has {num_classes}"
-    if classes is None:
-        return None
-    theirs = file.classes or CITYSCAPES
-    pairs = enumerate(zip(theirs.names, classes.names))  # noqa: B905  a head of fewer or more is told by its shape
-    different = next((f"class {c} is {there} there, {here} here" for c, (there, here) in pairs if there != here), None)
-    return different and f"a head of other classes ({theirs}): {different}"
-
-
 def _backbone(
     file: WeightsFile,
     tensors: Mapping[str, Tensor],
@@ -295,7 +158,7 @@ def _backbone(
         )
     missing = [name for name in names if name not in used]
     counts = f"{len(names) - len(missing)} of {len(names)} backbone tensors"
-    if _is_torchvision_vgg16(file, model.arch):
+    if is_torchvision_vgg16(file, model.arch):
         # Its fully connected layers are no substitute for the dilated convolutions fc6 and fc7.
         missing = [name for name in missing if not name.startswith(VGG16_FC6_FC7)]
     if missing:

@@ -13,7 +13,8 @@ from simfast.matching import StuffInstanceMatching
 from simfast.models import checkpoint
 from simfast.models.deeplab import HEAD_DILATIONS, DeepLabV2, deeplab_v2
 from simfast.models.discriminator import Discriminator
-from simfast.models.weights import load_weights, told
+from simfast.models.recognise import told
+from simfast.models.weights import load_weights
 from simfast.models.weights_file import read_weights
 from simfast.runtime import distributed
 from simfast.training.modes import resolve_precision

@@ -253,9 +253,8 @@ def test_a_file_that_is_no_weights_file_is_named(tmp_path):
     for content in ({}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)):
         with pytest.raises(ValueError, match=r"weights\.pth must hold a state dict.* got a \w+ without named tensors"):
             load_weights(model, saved(tmp_path, content))
-    text = tmp_path / "page.pth"
     with pytest.raises(ValueError, match="convention must be one of bgr, rgb, got 'RGB'"):
-        load_weights(model, text, "RGB")
+        load_weights(model, saved(tmp_path, model.state_dict()), "RGB")
 
 
 def test_of_both_stages_the_second_is_meant_and_a_first_one_alone_is_named(tmp_path):
