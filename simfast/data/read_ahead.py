@@ -1,11 +1,14 @@
 """Items of a data set read by processes or threads before they are asked for."""
 
 import atexit
+import errno
+import os
+import resource
 import signal
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -51,33 +54,39 @@ def read_ahead(dataset: Numbered, order: Iterable[int], workers: int, pinned: bo
 
 def _by_processes(dataset: Numbered, order: Iterable[int], workers: int, pinned: bool) -> Iterator:
     """For what costs computing: decoding pictures, most of which holds Python's lock."""
-    with warnings.catch_warnings():
-        # Of more workers than cores, which wait for a disk at times and are a setting like others.
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=order,
-            num_workers=workers,
-            prefetch_factor=READ_AHEAD,
-            collate_fn=_as_is,
-            pin_memory=pinned,
-            worker_init_fn=_leave_signals_to_the_trainer,
-            generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
-        )
-        iterator = iter(loader)
-    end = partial(_end_workers, weakref.ref(iterator))
-    atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
+    end: Callable[[], None] | None = None
     try:
+        with warnings.catch_warnings():
+            # Of more workers than cores, which wait for a disk at times and are a setting like others.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader = DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=order,
+                num_workers=workers,
+                prefetch_factor=READ_AHEAD,
+                collate_fn=_as_is,
+                pin_memory=pinned,
+                worker_init_fn=_leave_signals_to_the_trainer,
+                generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
+            )
+            iterator = iter(loader)
+        end = partial(_end_workers, weakref.ref(iterator))
+        atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
         yield from iterator
-    except RuntimeError as error:  # torch has no exception of its own for it
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError) as error:  # torch has no exceptions of its own for these
+        if "DataLoader worker" in str(error):
+            rule = "a process that reads data was killed (out of memory, or of shared memory?); try fewer --workers"
+            raise ChildProcessError(f"{rule}, or 0") from error
+        if os.strerror(errno.EMFILE) not in str(error):
             raise
-        rule = "a process that reads data was killed (out of memory, or of shared memory?); try fewer --workers, or 0"
-        raise ChildProcessError(rule) from error
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        rule = f"--workers {workers} need more open files than this process may have ({limit})"
+        raise OSError(f"{rule}; try fewer, or a higher `ulimit -n`") from error
     finally:
-        end()
-        atexit.unregister(end)
+        if end is not None:
+            end()
+            atexit.unregister(end)
 
 
 def _end_workers(iterator: weakref.ref) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -114,6 +115,18 @@ def test_a_resumed_loader_goes_on_where_the_straight_one_is(workers, kind, domai
 def test_more_workers_than_cores_are_no_warning(domains, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert len(take(DomainLoader(*domains, 2, seed=0, workers=2, flip=False), 2)) == 2
+
+
+def test_too_many_open_files_are_told_with_the_setting(domains):
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    low = [number for number in range(len(used) + 9) if number not in used][4]  # four are left
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low, limit[1]))
+    try:
+        with pytest.raises(OSError, match=rf"^--workers 2 need more open files .* \({low}\); try fewer, or a higher"):
+            take(DomainLoader(*domains, 2, seed=0, workers=2, flip=False), 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
