@@ -154,7 +154,7 @@ class PseudoLabels:
     READS: ClassVar[Sequence[str]] = (
         *(*START, "recipe", *_NETWORK),
         *("target", "target_root", "target_labels", "target_split", "target_size", "cache"),
-        *("pseudo_cap", "pseudo_softmax"),
+        *("pseudo_cap", "pseudo_softmax", "skip_bad_files"),
     )
 
     checkpoint: Checkpoint

@@ -117,8 +117,8 @@ class Data:
     """Mirror half of the training images."""
     skip_bad_files: int = 0
     """Up to so many files to train on may be bad: each is named, and the next one in the order of its data set stands
-    in for it. Of several processes, each has so many, and all but the first count anew in a resumed run. Held-out files
-    must all be good: scores are over all of them."""
+    in for it; its pseudo label keeps nothing. Of several processes, each has so many, and all but the first count anew
+    in a resumed run. Held-out files must all be good: scores are over all of them."""
     workers: int = 4
     """Processes that read data, or threads where a cache has it all and in `simfast predict`; 0 = none beside the
     program's own."""

@@ -216,7 +216,7 @@ def fingerprint(names: Sequence[str], files: Sequence[Path]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, path in zip(names, files, strict=True):
         try:
-            digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+            digest.update(f"{name}\0{path.stat().st_size}\n".encode(errors="surrogateescape"))
         except OSError as error:
             raise ValueError(f"{path}: must be a readable file, got {error}") from error
     return digest.hexdigest()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simfast.data.cache import CachedDataset
-from simfast.data.order import Dataset, Mixture, draw, sample
+from simfast.data.order import GO_ON, Dataset, Mixture, draw, sample
 from simfast.data.read_ahead import read_ahead
 
 log = logging.getLogger("simfast")
@@ -102,33 +102,62 @@ class DomainLoader:
             ValueError: they have become too many.
         """
         for batch, skipped in read:
-            for name, reason in skipped.items():
-                if name in self.skipped:
-                    continue
-                if len(self.skipped) >= self._skip:  # more where a resumed run may have fewer than before
-                    before = ", ".join(sorted(self.skipped))
-                    raise ValueError(f"{reason} (skip_bad_files: more than {self._skip} bad files, with {before})")
-                self.skipped[name] = reason
-                number = f"{len(self.skipped)} of up to {self._skip}"
-                # As an error, which each of several processes prints.
-                log.error("bad file %s, the next one stands in for it: %s", number, reason)
+            _take_up(skipped, self.skipped, self._skip, "the next one stands in for it")
             yield batch
 
 
+def _take_up(new: dict[str, str], skipped: dict[str, str], skip: int, what: str) -> None:
+    """Names bad files that were not met before, and counts them.
+
+    Args:
+        new: bad files and what is wrong with them.
+        skipped: takes them up.
+        skip: how many there may be.
+        what: becomes of them.
+
+    Raises:
+        ValueError: they have become too many.
+    """
+    for name, reason in new.items():
+        if name in skipped:
+            continue
+        if len(skipped) >= skip:  # more where a resumed run may have fewer than before
+            before = f"more than {skip} bad files, with {', '.join(sorted(skipped))}"
+            raise ValueError(f"{reason} ({f'skip_bad_files: {before}' if skip else GO_ON})")
+        skipped[name] = reason
+        # As an error, which each of several processes prints.
+        log.error("bad file %d of up to %d, %s: %s", len(skipped), skip, what, reason)
+
+
 class EvaluationLoader:
-    """Batches in order: (images uint8 [B, 3, H, W], labels, a list of uint8 [H', W'] at their own sizes, names)."""
+    """Batches in order: (images uint8 [B, 3, H, W], labels, a list of uint8 [H', W'] at their own sizes, names).
+
+    Attributes:
+        skipped: bad files so far, by the names of the items, and what is wrong with them.
+    """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, workers: int, items: Sequence[int], device: torch.device = CPU
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        workers: int,
+        items: Sequence[int],
+        device: torch.device = CPU,
+        skip: int | None = None,
     ):
-        self._groups = _Groups(dataset, batch_size, items)
-        self._workers, self._device = workers, device
+        self._groups = _Groups(dataset, batch_size, items, skip is not None)
+        self._workers, self._device, self._skip = workers, device, skip or 0
+        self.skipped: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor], list[str]]]:
-        return read_ahead(self._groups, range(len(self)), self._workers, self._device.type == "cuda")
+        groups = read_ahead(self._groups, range(len(self)), self._workers, self._device.type == "cuda")
+        for batch, skipped in groups:
+            _take_up(skipped, self.skipped, self._skip, "left out")
+            if batch is not None:
+                yield batch
 
 
 def evaluation_loader(
@@ -139,16 +168,18 @@ def evaluation_loader(
     rank: int = 0,
     ranks: int = 1,
     items: Sequence[int] | None = None,
+    skip: int | None = None,
 ) -> EvaluationLoader:
     """A data set in order, each image once, or those of some places; the last batch may be smaller. Arguments and
-    errors as `DomainLoader`'s.
+    errors as `DomainLoader`'s, but that of bad files, as many as `skip` are left out. None: of files that none is to be
+    left out of, whose error then does not speak of it.
 
     Batches stay on the host, in pinned memory where `device`, to which they are to be copied, is a GPU. Of several
     ranks, each gets a share of images that follow one another; the first image is rank 0's.
     """
     items = range(len(dataset)) if items is None else items
     first, last = (len(items) * r // ranks for r in (rank, rank + 1))
-    return EvaluationLoader(dataset, batch_size, workers, items[first:last], device)
+    return EvaluationLoader(dataset, batch_size, workers, items[first:last], device, skip)
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -224,22 +255,34 @@ class _Batches:
 
 
 class _Groups:
-    """Group number i of consecutive items of a data set."""
+    """Group number i of consecutive items of a data set; with `skipping` without the bad ones, if any is left."""
 
-    def __init__(self, dataset: Dataset, size: int, items: Sequence[int]):
-        self.dataset, self.size, self.items = dataset, size, items
+    def __init__(self, dataset: Dataset, size: int, items: Sequence[int], skipping: bool):
+        self.dataset, self.size, self.items, self.skipping = dataset, size, items, skipping
         self.pinned = False
         self.cached = isinstance(dataset, CachedDataset)
 
     def __len__(self) -> int:
         return -(-len(self.items) // self.size)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, list[Tensor], list[str]] | ValueError | OSError:
+    def __getitem__(
+        self, i: int
+    ) -> tuple[tuple[Tensor, list[Tensor], list[str]] | None, dict[str, str]] | ValueError | OSError:
+        """And the bad files."""
+        group, skipped = [], {}
+        for j in self.items[i * self.size : (i + 1) * self.size]:
+            try:
+                group.append(self.dataset[j])
+            except (ValueError, OSError) as error:
+                if not self.skipping:
+                    return error
+                skipped[self.dataset.names[j]] = str(error)
+        if not group:
+            return None, skipped
         try:
-            group = self.items[i * self.size : (i + 1) * self.size]
-            images, labels, names = zip(*(self.dataset[j] for j in group), strict=True)
+            images, labels, names = zip(*group, strict=True)
             images = _stack([image.numpy() for image in images], [False] * len(group), self.pinned)
-            return images, [label.pin_memory() if self.pinned else label for label in labels], list(names)
+            return (images, [label.pin_memory() if self.pinned else label for label in labels], list(names)), skipped
         except (ValueError, OSError) as error:
             return error
 

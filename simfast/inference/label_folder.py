@@ -75,8 +75,9 @@ def finished_labels(
     return result
 
 
-def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: int) -> Tensor:
-    """The histogram to go on with, int64 [bins]; of zeros, and then no map is left, to begin at the first image.
+def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: int) -> tuple[Tensor, dict[str, str]]:
+    """The histogram to go on with, int64 [bins], and the bad files that it passed over; of zeros, without any, and then
+    no map is left, to begin at the first image.
 
     Args:
         pixels: of an image.
@@ -92,10 +93,11 @@ def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: 
         try:
             state = checkpoint.load(path)
             if state["fingerprint"] == fingerprint:
-                _require_histogram(path, state["histogram"], bins, pixels, len(names))
+                bad = state.get("bad_files", {})  # older versions wrote none
+                _require_counted(path, state["histogram"], bad, bins, pixels, len(names))
                 cut.unlink(missing_ok=True)
                 log.info("%s: going on where an earlier run stopped", out)
-                return state["histogram"]
+                return state["histogram"], bad
             reason = "it is of another network, data set or options"
         except (OSError, ValueError, KeyError) as error:
             reason = str(error)
@@ -104,7 +106,7 @@ def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: 
         raise ValueError(f"{maps[0]}: must not be there before its pseudo label is made; name another folder")
     for p in (*maps, path, cut):  # in this order: without the last two, maps would not be known to be ours
         p.unlink(missing_ok=True)
-    return torch.zeros(bins, dtype=torch.int64)
+    return torch.zeros(bins, dtype=torch.int64), {}
 
 
 def map_path(out: Path, name: str) -> Path:
@@ -203,12 +205,13 @@ def _require_unchanged(folder: Path, result: dict[str, Any]) -> None:
             raise ValueError(f"{path}: must be the label map that was made, got another checksum; {remedy}")
 
 
-def _require_histogram(path: Path, histogram: Any, bins: int, pixels: int, images: int) -> None:
+def _require_counted(path: Path, histogram: Any, bad: Any, bins: int, pixels: int, images: int) -> None:
     if (
         not isinstance(histogram, Tensor)
         or (histogram.dtype, tuple(histogram.shape)) != (torch.int64, (bins,))
         or histogram.min() < 0
+        or not isinstance(bad, dict)
         or (counted := int(histogram.sum())) % pixels
-        or counted > images * pixels
+        or counted // pixels + len(bad) > images
     ):
         raise ValueError(f"{path}: must count the confidences of whole images, got something else")

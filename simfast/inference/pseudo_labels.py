@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from simfast.config.classes import IGNORE
 from simfast.data.loader import evaluation_loader
@@ -52,6 +52,7 @@ def make_pseudo_labels(
     softmax_at: str = "labels",
     cap: float = 0.9,
     workers: int = 0,
+    skip: int | None = None,
     save_every: int = 200,
     info: dict[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -77,6 +78,8 @@ def make_pseudo_labels(
         softmax_at: "labels": of the upsampled logits (Eq. 9); "features": at stride 8, then upsampled (released code).
         cap: the highest threshold, in (0, 1].
         workers: processes that read ahead; 0 reads in this one.
+        skip: so many images may be bad files: each is named, and nothing of its map is kept. None: no error speaks of
+            it.
         save_every: images of the first pass between two saves.
         info: JSON values to keep in thresholds.json, such as the checkpoint's path and step.
         stop: asked before each image; True saves and returns.
@@ -84,8 +87,8 @@ def make_pseudo_labels(
     Returns:
         What thresholds.json holds, but for its own checksum: images, size [W, H], softmax_at, cap, info, fingerprint,
             and classes: by name, threshold and median (None without a pixel), predicted_pixels, kept_pixels,
-            kept_fraction (None); and checksums: of the file of each map, by the image's name. Or None where `stop`
-            said so.
+            kept_fraction (None); checksums: of the file of each map, by the image's name; and bad_files: what is wrong
+            with those passed over, by name. Or None where `stop` said so.
 
     Raises:
         ValueError: an argument outside the sets above; a name that leads out of `out`; logits of another K, or NaN;
@@ -103,7 +106,7 @@ def make_pseudo_labels(
     if len(dataset) == 0:
         raise ValueError("dataset: must have an image, got none")
     info = json.loads(json.dumps(info or {}))  # what JSON cannot hold shows now, not after the work
-    work = _Work(model, dataset, Path(out), convention, device, num_classes, softmax_at, workers, stop)
+    work = _Work(model, dataset, Path(out), convention, device, num_classes, softmax_at, workers, skip, stop)
     fingerprint = _fingerprint(model, dataset.names, (convention, num_classes, softmax_at, cap, BINS, work.size))
     finished = (work.out, dataset.names, fingerprint, class_names)
     if there := finished_labels(*finished):  # in a folder, perhaps, in which nothing can be written
@@ -138,19 +141,21 @@ class _Work:
         num_classes: int,
         softmax_at: str,
         workers: int,
+        skip: int | None,
         stop: Callable[[], bool],
     ):
         self.model, self.dataset, self.out, self.convention, self.device = model, dataset, out, convention, device
         self.num_classes, self.softmax_at, self.workers, self.stop = num_classes, softmax_at, workers, stop
-        self.size = tuple(dataset[0][0].shape[1:])
+        self.skip, self.bad = skip, {}
+        self.size = _first_size(dataset, skip or 0)
 
     def do(
         self, fingerprint: str, cap: float, save_every: int, class_names: Sequence[str]
     ) -> dict[str, dict[str, Any]] | None:
-        """Both passes; "classes" and "checksums" of what `make_pseudo_labels` returns, or None where it was stopped."""
+        """Both passes; "classes", "checksums" and "bad_files" of what `make_pseudo_labels` returns; None: stopped."""
         height, width = self.size
         bins = self.num_classes * BINS + 1
-        histogram = begin(self.out, self.dataset.names, fingerprint, bins, height * width)
+        histogram, self.bad = begin(self.out, self.dataset.names, fingerprint, bins, height * width)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -173,7 +178,7 @@ class _Work:
                 "kept_pixels": int(kept[c]),
                 "kept_fraction": int(kept[c]) / total if total else None,
             }
-        return {"classes": classes, "checksums": checksums}
+        return {"classes": classes, "checksums": checksums, "bad_files": self.bad}
 
     def count(self, histogram: Tensor, fingerprint: str, save_every: int) -> np.ndarray | None:
         """First pass: the images that `histogram` does not hold yet are added to it.
@@ -186,9 +191,10 @@ class _Work:
         """
 
         def save() -> None:
-            checkpoint.save(self.out / PROGRESS_FILE, {"fingerprint": fingerprint, "histogram": histogram.cpu()})
+            state = {"fingerprint": fingerprint, "histogram": histogram.cpu(), "bad_files": self.bad}
+            checkpoint.save(self.out / PROGRESS_FILE, state)
 
-        first = int(histogram.sum()) // (self.size[0] * self.size[1])
+        first = int(histogram.sum()) // (self.size[0] * self.size[1]) + len(self.bad)
         ones = torch.ones(self.size, dtype=torch.int64, device=self.device).flatten()
         try:
             for done, (images, name) in enumerate(self._read(range(first, len(self.dataset)), "thresholds"), 1):
@@ -198,7 +204,7 @@ class _Work:
                 # 1 belongs to the last bin. BINS is a power of 2, so the product is exact.
                 bins = (confidence * BINS).long().clamp(0, BINS - 1)
                 index = torch.where(confidence.isnan(), len(histogram) - 1, labels * BINS + bins)
-                # The position is the sum of the counts: nothing can come between an image and its being counted.
+                # The position is the sum of counts and bad files: nothing comes between an image and its being counted.
                 histogram.scatter_add_(0, index.flatten(), ones)
                 if done % save_every == 0:
                     save()
@@ -216,11 +222,11 @@ class _Work:
         kept, missing, checksums = np.zeros(256, np.int64), [], dict.fromkeys(self.dataset.names, "")
         for i, name in enumerate(self.dataset.names):
             label = read_map(map_path(self.out, name), (width, height))
-            if label is None:
-                missing.append(i)
-            else:
+            if label is not None:
                 kept += np.bincount(label.ravel(), minlength=256)
                 checksums[name] = map_checksum(self.out, name)
+            elif name not in self.bad:
+                missing.append(i)
         # A class that the first pass did not see is not kept either.
         limits = torch.tensor([np.inf if t is None else t for t in thresholds], dtype=torch.float32).to(self.device)
         for images, name in self._read(missing, "maps"):
@@ -230,6 +236,8 @@ class _Work:
             label = torch.where(confidence >= limits[labels], labels, IGNORE)[0].byte().cpu().numpy()
             checksums[name] = write_map(self.out, name, label)
             kept += np.bincount(label.ravel(), minlength=256)
+        for name in self.bad:
+            checksums[name] = checksums[name] or write_map(self.out, name, np.full(self.size, IGNORE, np.uint8))
         return kept, checksums
 
     def _predict(self, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -244,10 +252,12 @@ class _Work:
         return F.softmax(upsample(logits.float(), self.size), 1).max(1)
 
     def _read(self, places: Sequence[int], what: str) -> Iterator[tuple[Tensor, str]]:
-        """Some items of the data set, one by one, behind a bar that counts all of them."""
+        """Some items of the data set, one by one but for bad files, behind a bar that counts all of them."""
         num = len(self.dataset)
+        loader = evaluation_loader(self.dataset, 1, self.workers, self.device, items=places, skip=self.skip)
+        loader.skipped = self.bad
         bar = Progress(
-            evaluation_loader(Subset(self.dataset, places), 1, self.workers, self.device),
+            loader,
             desc=f"pseudo labels: {what}",
             unit="image",
             initial=num - len(places),
@@ -256,6 +266,17 @@ class _Work:
         )
         for images, _, (name,) in bar:
             yield images, name
+
+
+def _first_size(dataset: Dataset, skip: int) -> tuple[int, int]:
+    """Height and width of the first image, which up to `skip` bad files may stand before."""
+    for i in range(len(dataset)):
+        try:
+            return tuple(dataset[i][0].shape[1:])
+        except (ValueError, OSError):
+            if i == min(skip, len(dataset) - 1):
+                raise
+    raise AssertionError("an image is there")
 
 
 def _median(counts: np.ndarray) -> float | None:

@@ -180,7 +180,7 @@ def in_file(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with contextlib.closing(_LogFile(path, encoding="utf-8")) as handler:
+    with contextlib.closing(_LogFile(path, encoding="utf-8", errors="backslashreplace")) as handler:
         handler.setLevel(logging.INFO)
         handler.setFormatter(WithTimes())
         with _said_by(handler):

@@ -77,9 +77,9 @@ def _descriptor(path: Path) -> int | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, in UTF-8, whole or not at all; see `replacing`."""
+    """Replace a text file, in UTF-8 (of names that are not, their bytes), whole or not at all; see `replacing`."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def unfinished(path: Path) -> Path:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from simfast.runtime.files import naming
+from simfast.runtime.files import naming, sync_folder
 
 log = logging.getLogger("simfast")
 
@@ -53,6 +53,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         with _asking:
             _ours.discard(key)
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # whoever is in the folder next would else remove it
+                sync_folder(path.parent)  # or a power loss brings it back, into what is finished and not entered again
             os.close(number)
 
 

@@ -16,7 +16,8 @@ def quiet_pipe() -> Iterator[None]:
     ends without a word, with the status that a shell gives a program that SIGPIPE ended.
 
     Not by SIGPIPE's own action, which would end it at once, and for every broken socket, too: a training run still
-    saves its checkpoint; see `simfast.runtime.console.StopSignals`. Streams that are closed are opened to nowhere.
+    saves its checkpoint; see `simfast.runtime.console.StopSignals`. Streams that are closed are opened to nowhere, and
+    of a word, as a file's name, what their encoding does not have is written as escapes.
 
     Raises:
         SystemExit: 141, where what was still to be written has no reader and nothing else had failed.
@@ -80,3 +81,5 @@ def _open_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  open to the end
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

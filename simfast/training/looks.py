@@ -2,6 +2,7 @@
 
 import logging
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from simfast.config import Config
 from simfast.data.loader import evaluation_loader
-from simfast.data.order import Dataset, Mixture
+from simfast.data.order import GO_ON, Dataset, Mixture
 from simfast.data.parts import open_part, scored_classes, warn_if_void
 from simfast.inference.evaluate import evaluate
 from simfast.inference.signals import find_signals, label_shares, spread
@@ -106,15 +107,16 @@ class Scoring:
 
 
 class Watching:
-    """Signals on a sample of the target's training images; arguments and the rest as `Scoring`."""
+    """Signals on a sample of the target's training images, but those of bad files that may be; arguments and the rest
+    as `Scoring`."""
 
     def __init__(self, config: Config, labelled: Dataset | Mixture, device: torch.device):
         target = open_part(config, "photographs")
         self.scored, self.passed_over = None, target.passed_over
         _require_images("target", target)
         places = spread(len(target))
-        self._config, self._loader = config, _share(target, config, device, places)
-        self._shares, counted = distributed.on_lead(_shares_of, labelled, len(config.classes))
+        self._config, self._loader = config, _share(target, config, device, places, config.skip_bad_files)
+        self._shares, counted = distributed.on_lead(_shares_of, labelled, config)
         self.about = f"no labels to score on, signals on {len(places)} of {len(target)} target images"
         self._found = {"images": len(places), "label_maps": counted, "pseudo_cap": config.pseudo_cap}
 
@@ -129,6 +131,7 @@ class Watching:
             total=distributed.total,
             dtype=DTYPES[trainer.precision],
         )
+        self._found["images"] = signals.images
         return signal_row(signals, self._shares, self._config.classes.names), pictures
 
     def shown(self, row: Row) -> tuple[str, float | None]:
@@ -149,20 +152,45 @@ class Watching:
         return dict(zip(self._config.classes.names, self._shares, strict=True))
 
 
-def _shares_of(labelled: Dataset | Mixture, num_classes: int) -> tuple[list[float], int]:
+def _shares_of(labelled: Dataset | Mixture, config: Config) -> tuple[list[float], int]:
     """The share of each class in the labels trained on, and in how many label maps it was counted; of a mixture, a
     sample of each data set, which counts by its share."""
     datasets, weights = (labelled.datasets, labelled.shares) if isinstance(labelled, Mixture) else ([labelled], [1])
-    places = [spread(len(dataset)) for dataset in datasets]
-    found = [label_shares(map(x.label, own), num_classes) for x, own in zip(datasets, places, strict=True)]
+    counted: list[int] = []
+    maps = (_good_labels(dataset, config.skip_bad_files, counted) for dataset in datasets)
+    found = [label_shares(own, len(config.classes)) for own in maps]
     mixed = [sum(map(operator.mul, weights, shares)) / sum(weights) for shares in zip(*found, strict=True)]
-    return mixed, sum(map(len, places))
+    return mixed, len(counted)
 
 
-def _share(dataset: Dataset, config: Config, device: torch.device, items: list[int] | None = None):
+def _good_labels(dataset: Dataset, skip: int, counted: list[int]) -> Iterator[Tensor]:
+    """A sample of label maps but those, up to `skip`, that are bad: training names them where it meets them.
+
+    Args:
+        counted: takes up their places.
+
+    Raises:
+        ValueError: one bad label map more.
+    """
+    bad = 0
+    for place in spread(len(dataset)):
+        try:
+            label = dataset.label(place)
+        except (ValueError, OSError) as error:
+            bad += 1
+            if bad > skip:
+                raise ValueError(f"{error} ({GO_ON})") from error
+        else:
+            counted.append(place)
+            yield label
+
+
+def _share(
+    dataset: Dataset, config: Config, device: torch.device, items: list[int] | None = None, skip: int | None = None
+):
     """This process's share of a data set in order, or of some of its items."""
     share = {"rank": distributed.rank(), "ranks": distributed.size()}
-    return evaluation_loader(dataset, 1, config.workers, device, **share, items=items)
+    return evaluation_loader(dataset, 1, config.workers, device, **share, items=items, skip=skip)
 
 
 def _require_images(name: str, dataset: Dataset) -> None:

@@ -78,6 +78,7 @@ def label_target(config: Config, restored: Restored, folder: Path, device: torch
             softmax_at=config.pseudo_softmax,
             cap=config.pseudo_cap,
             workers=config.workers,
+            skip=config.skip_bad_files,
             stop=lambda: stop.received is not None,
             info={"checkpoint": str(restored.weights.path)},
         )

@@ -210,6 +210,51 @@ def test_files_of_others_are_left_alone(tmp_path):
     assert contents(tmp_path) == {"street_003.png": b"a picture of the data set"}
 
 
+class Damaged(Pictures):
+    """With bad files among them."""
+
+    BAD = (0, 1, 5, 8)
+
+    def __getitem__(self, i):
+        if i in self.BAD:
+            raise ValueError(f"{self.names[i]}.png: must be a readable picture")
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("images", [None, 0, 1, 4, 5, 7, 9])
+def test_bad_files_that_may_be_keep_nothing_and_change_nothing_of_the_others(tmp_path, images, caplog):
+    model, good = Network(), Pictures(9)
+    if images is not None:
+        assert make(tmp_path / "out", model, Damaged(9), skip=4, stop=lambda: model.calls == images) is None
+    found = make(tmp_path / "out", model, Damaged(9), skip=4)
+    assert model.calls == 2 * 5
+    assert sorted(found["bad_files"]) == [f"street_{i:03d}" for i in Damaged.BAD]
+    assert caplog.text.count("of up to 4, left out: ") == 4  # each once
+    left = [i for i in range(9) if i not in Damaged.BAD]
+    good.names, good.images = [good.names[i] for i in left], good.images[left]
+    assert make(tmp_path / "good", dataset=good)["classes"] == found["classes"]
+    for i, name in enumerate(Damaged(9).names):
+        ours = tmp_path / f"out/{name}.png"
+        if i in left:
+            assert ours.read_bytes() == (tmp_path / f"good/{name}.png").read_bytes()
+        else:
+            assert (read(ours) == 255).all()
+    assert make(tmp_path / "out", dataset=Damaged(9), skip=4) == found
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [
+        (None, "street_000.png: must be a readable picture$"),
+        (1, "street_001.png: must be a readable picture$"),  # before there is a size
+        (3, r"street_008.png: .*\(skip_bad_files: more than 3 bad files, with street_000, street_001, street_005\)"),
+    ],
+)
+def test_more_bad_files_than_may_be_are_an_error(tmp_path, skip, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path / "out", dataset=Damaged(9), skip=skip)
+
+
 def test_names_with_sub_folders_keep_them_also_where_a_run_goes_on(tmp_path):
     pictures, flat = Pictures(4), Pictures(4)
     pictures.names = ["b", "day 1/a", "day 1/late/a", "day 2/a"]

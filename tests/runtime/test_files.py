@@ -125,6 +125,14 @@ def test_where_the_file_system_has_no_locks_it_is_said_and_goes_on(number, tmp_p
     assert os.listdir(tmp_path) == []
 
 
+def test_that_a_lock_is_gone_is_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("simfast.runtime.lock.sync_folder", lambda folder: synced.append((folder, os.listdir(folder))))
+    with locked(tmp_path, "out"):
+        synced.clear()
+    assert synced == [(tmp_path, [])]
+
+
 def test_two_threads_do_not_share_a_folder(tmp_path):
     with locked(tmp_path, "out"):
         with pytest.raises(ValueError, match="another part of this one"), locked(tmp_path, "cache"):

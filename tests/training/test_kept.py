@@ -1,5 +1,6 @@
 """Work is kept: what an error, a signal, a full disk or a bad file leaves of a run, and how it goes on."""
 
+import json
 import re
 import shutil
 import signal
@@ -170,6 +171,18 @@ def test_more_bad_files_than_may_be_are_an_error(settings, data, tmp_path):
                 train([*given, "--skip-bad-files", "1"])
             result = train(["--resume", str(tmp_path / "run"), "--skip-bad-files", "2"])
     assert result["step"] == 9
+
+
+def test_both_stages_go_on_without_a_bad_photograph_where_nothing_is_labelled(settings, data, tmp_path, capsys):
+    given = [*on(settings, data), "--eval-split", "none", "--steps", "2", "--eval-every", "1", "--skip-bad-files", "1"]
+    bad = data / "target/train/images/1.png"
+    with broken(bad), broken(data / "source/train/labels/0.png"):
+        found = train([*given, "--stage", "all", "--out", str(tmp_path / "run")])
+    assert [found[stage]["signals"]["images"] for stage in ("stage1", "stage2")] == [3, 3]
+    assert [found[stage]["signals"]["label_maps"] for stage in ("stage1", "stage2")] == [4, 4]
+    made = json.loads((tmp_path / "run/stage2/pseudo-labels/thresholds.json").read_text())
+    assert list(made["bad_files"]) == ["1"]
+    assert capsys.readouterr().out.count(f"bad file 1 of up to 1, left out: {bad}: must be a readable picture") == 3
 
 
 @pytest.mark.parametrize("lead", [True, False])
