@@ -49,7 +49,7 @@ def _found(name: str, path: Path | None, absolute: str | None) -> Path | None:
     if path is None or absolute is None or path.is_absolute() or path.exists():
         return path
     # Of another setting than the one that was stored, the path ends otherwise.
-    same = Path(absolute).parts[-len(path.parts) :] == path.parts or ".." in path.parts
+    same = Path(absolute).parts[-len(path.parts) :] == path.parts
     if not same or not Path(absolute).exists():
         return path
     log.info("%s: %s is not here, so it is read from %s, where the run began", name, path, absolute)

@@ -104,8 +104,9 @@ def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict
         try:
             with run_folder(one, out) as own:
                 results[name] = train(one, device, own)
-        except (SystemExit, ValueError, OSError):
-            if (stage == 2 or last.exists()) and not (own and own.begun):  # else it is said already
+        except (SystemExit, ValueError, OSError) as error:
+            said = (own and own.begun) or f"--resume {out}" in str(error)
+            if (stage == 2 or last.exists()) and not said:
                 log.info("both stages continue with --resume %s", out)
             raise
     if lead:

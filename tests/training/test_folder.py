@@ -5,10 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kept_runs import fail_at
 from running import train
 
 from simfast.config import Config
 from simfast.models import checkpoint
+from simfast.training import run
 from simfast.training.folder import run_folder
 
 
@@ -54,6 +56,19 @@ def test_a_second_stage_that_fails_to_start_leaves_the_first(settings, tmp_path,
         train([*settings, "--stage", "all", "--steps", "1", "--out", str(tmp_path / "run")])
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "stage1"}
     assert checkpoint.load(tmp_path / "run" / "stage1" / "last.pt")["step"] == 1
+
+
+def test_a_second_stage_that_fails_to_start_keeps_its_pseudo_labels(settings, tmp_path, monkeypatch):
+    fail_at(monkeypatch, 2, OSError("the disk is full"), run, "build_trainer")
+    with pytest.raises(SystemExit, match="the disk is full"):
+        train([*settings, "--stage", "all", "--steps", "1", "--out", str(tmp_path)])
+    assert (tmp_path / "stage2/pseudo-labels/thresholds.json").exists()
+
+
+def test_a_folder_with_a_first_stage_holds_a_run(settings, tmp_path):
+    (tmp_path / "stage1").mkdir()
+    with pytest.raises(SystemExit, match=f"out: {tmp_path} holds a run already"):
+        train([*settings, "--stage", "all", "--steps", "1", "--out", str(tmp_path)])
 
 
 def test_an_error_after_a_step_keeps_the_folder(settings, tmp_path, monkeypatch):

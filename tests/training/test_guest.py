@@ -1,6 +1,7 @@
 """A run inside another program leaves it as it was: its log, pictures, signals, random numbers, switches."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -42,6 +43,20 @@ def test_a_host_is_as_it_was(how, tmp_path):
         assert done.stdout == ""
         assert [line for line in found["heard"] if line[1] not in ("WARNING", "ERROR")] == []
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_gpu_is_told_whether_the_same_work_gives_the_same_bits(asked, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with own_switches(asked):
+        assert torch.are_deterministic_algorithms_enabled() == asked
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if asked else None)
+        assert torch.backends.cudnn.benchmark == (not asked)
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # of the program around
+    with own_switches(asked):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_two_runs_in_one_process_are_refused():

@@ -67,12 +67,47 @@ def test_of_too_little_memory_for_an_op_on_a_gpu_the_gpu_is_told():
     assert re.search("on the GPU with .* in fp32; .*--precision bf16", str(explained(error, Config(), trainer)))
 
 
-def test_an_error_in_one_of_both_stages_names_the_folder_with_which_both_go_on(settings, tmp_path, monkeypatch, caplog):
-    fail_at(monkeypatch, 2, OSError("stopped"), Trainer, "step")
+def test_what_helps_most_where_memory_is_short_is_said_first():
+    error = RuntimeError("the step does not fit into a CUDA graph")
+    error.__cause__ = MemoryError()
+    config = Config(batch_size=5, workers=2, source_size=(128, 64), target_size=(256, 40))
+    remedy = "what helps most in a new run is --batch-size 2 (else --target-size 192 32, fewer --workers)"
+    assert str(explained(error, config)).endswith(remedy)
+
+
+def test_an_error_in_the_first_step_names_no_checkpoint_and_leaves_none(settings, tmp_path, monkeypatch):
+    fail_at(monkeypatch, 1, OSError("stopped"), Trainer, "step")
+    with pytest.raises(SystemExit, match=r"stopped$"):
+        train([*settings, *ALONE, "--steps", "2", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_after_which_saving_fails_too_names_both_and_what_there_is(settings, tmp_path, monkeypatch):
+    fail_at(monkeypatch, 4, OSError("stopped"), Trainer, "step")
+    fail_at(monkeypatch, 3, OSError(28, "No space left on device"), checkpoint, "save")
+    rule = r"stopped; the state after step 3 could not be saved: .*No space left.*; \S*last\.pt is of step 2; continue"
+    with pytest.raises(SystemExit, match=rule):
+        train([*settings, *ALONE, "--steps", "4", "--out", str(tmp_path)])
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_the_work(settings, tmp_path, monkeypatch, capsys):
+    fail_at(monkeypatch, 2, KeyError("ours"), Trainer, "step")
+    with pytest.raises(KeyError, match="ours"):
+        train([*settings, *ALONE, "--steps", "2", "--out", str(tmp_path)])
+    assert f"last.pt is of step 1; continue with --resume {tmp_path}\n" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 1
+
+
+def test_an_error_in_one_of_both_stages_names_the_folder_with_which_both_go_on(settings, tmp_path, monkeypatch, capsys):
+    for call in (2, 3):
+        fail_at(monkeypatch, call, OSError("stopped"), Trainer, "step")
     rule = rf"stage1/last\.pt is of step 1; continue with --resume {tmp_path}$"
-    with pytest.raises(SystemExit, match=rule), caplog.at_level("INFO"):
-        train([*settings, "--stage", "all", "--steps", "2", "--out", str(tmp_path)])
-    assert "continue with" not in caplog.text  # said once
+    for given in ([*settings, "--stage", "all", "--steps", "2", "--out", str(tmp_path)], ["--resume", str(tmp_path)]):
+        with pytest.raises(SystemExit, match=rule):
+            train(given)
+        said = capsys.readouterr().out
+        assert "run folder: " in said
+        assert "continue with" not in said  # once, by the error
 
 
 def test_a_step_that_fails_between_two_optimisers_is_not_saved(settings, tmp_path, monkeypatch):
@@ -119,9 +154,10 @@ def test_a_run_that_is_to_end_where_it_was_stopped_is_looked_at_there(every, set
 
 
 def test_a_full_disk_names_the_file_and_what_is_kept(settings, tmp_path, monkeypatch):
-    fail_at(monkeypatch, 3, OSError(28, "No space left on device", "x/best.pt.part"), checkpoint, "save")
-    with pytest.raises(SystemExit, match=r"No space left.*best\.pt.*; .*last\.pt is of step 4; continue with --resume"):
-        train([*settings, *ALONE, "--steps", "6", "--out", str(tmp_path)])
+    fail_at(monkeypatch, 1, OSError(28, "No space left on device", "x/best.pt.part"), checkpoint, "save")
+    with pytest.raises(SystemExit, match=r"No space left.*best\.pt.*; .*last\.pt is of step 2; continue with --resume"):
+        train([*settings, *ALONE, "--steps", "4", "--out", str(tmp_path)])
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 2  # there was room again
 
 
 def test_a_disk_with_room_for_the_best_checkpoint_alone_keeps_it_and_says_how_to_go_on(settings, tmp_path, monkeypatch):
@@ -151,26 +187,28 @@ def test_a_disk_with_room_for_the_best_checkpoint_alone_keeps_it_and_says_how_to
 def test_bad_files_that_may_be_are_named_and_stood_in_for_with_any_workers_and_after_a_resume(
     settings, data, tmp_path, capsys
 ):
-    given = [*on(settings, data), *ALONE, "--eval-every", "3", "--skip-bad-files", "1"]
-    with broken(data / "source/train/images/2.png"):
-        train([*given, "--steps", "6", "--out", str(tmp_path / "straight")])
+    given = [*on(settings, data), *ALONE, "--eval-every", "5", "--skip-bad-files", "1"]
+    with broken(data / "source/train/images/2.png"):  # met once in each five steps
+        train([*given, "--steps", "10", "--out", str(tmp_path / "straight")])
         said = capsys.readouterr().out
         assert said.count("bad file 1 of up to 1, the next one stands in for it: ") == 1
         assert f"{data / 'source/train/images/2.png'}: must be a readable picture" in said
-        train([*given, "--workers", "2", "--steps", "3", "--out", str(tmp_path / "run")])
-        train(["--resume", str(tmp_path / "run"), "--steps", "6"])
+        train([*given, "--workers", "2", "--steps", "5", "--out", str(tmp_path / "run")])
+        train(["--resume", str(tmp_path / "run"), "--steps", "10"])
+    assert (tmp_path / "run/log.txt").read_text().count("bad file 1 of up to 1") == 1
     assert equal(state(tmp_path / "run/last.pt"), state(tmp_path / "straight/last.pt"))
 
 
-def test_more_bad_files_than_may_be_are_an_error(settings, data, tmp_path):
-    given = [*on(settings, data), *ALONE, "--eval-every", "50", "--steps", "9", "--out", str(tmp_path / "run")]
+@pytest.mark.parametrize("bad", [(1, 2), (2, 4)], ids=["apart in the order", "in a row"])
+def test_more_bad_files_than_may_be_are_an_error(bad, settings, data, tmp_path):
+    given = [*on(settings, data), *ALONE, "--eval-every", "50", "--steps", "5", "--out", str(tmp_path / "run")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simfast.training.opening.first_look", lambda *_: None)
-        with broken(data / "source/train/images/2.png"), broken(data / "source/train/labels/4.png"):
+        with broken(data / f"source/train/images/{bad[0]}.png"), broken(data / f"source/train/labels/{bad[1]}.png"):
             with pytest.raises(SystemExit, match=r"skip_bad_files: more than 1 bad files, with source: \d\).*--resume"):
                 train([*given, "--skip-bad-files", "1"])
             result = train(["--resume", str(tmp_path / "run"), "--skip-bad-files", "2"])
-    assert result["step"] == 9
+    assert result["step"] == 5
 
 
 def test_both_stages_go_on_without_a_bad_photograph_where_nothing_is_labelled(settings, data, tmp_path, capsys):
@@ -204,10 +242,11 @@ def command(settings, out, *more):
 
 
 def test_a_run_is_alone_in_its_folder_and_sighup_saves_it(settings, tmp_path):
-    out, nowhere = tmp_path / "run", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    out = tmp_path / "run"
     heard = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
     argv = command(settings, out, "--eval-every", "1", "--steps", "20")
-    process = subprocess.Popen(argv, **nowhere, preexec_fn=heard)
+    with open("/dev/full", "w") as lost:  # as the terminal is by then
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=lost, preexec_fn=heard)
     try:
         while not (out / "last.pt").exists():
             assert process.poll() is None

@@ -4,11 +4,12 @@ import shutil
 
 import pytest
 import torch
-from kept_runs import ALONE, at, equal, on, places, state
+from kept_runs import ALONE, at, equal, fail_at, on, places, state
 from running import train
 
 from simfast.models import checkpoint
 from simfast.report.metrics import read_metrics
+from simfast.training import run
 
 
 @pytest.fixture
@@ -56,6 +57,27 @@ def test_a_relative_root_is_found_from_another_working_folder_and_stays_as_given
     assert str(data) not in (tmp_path / "run/config.yaml").read_text()
 
 
+@pytest.mark.parametrize("place", ["typo", "../typo"])
+def test_a_root_given_anew_is_not_read_from_where_the_run_began(place, settings, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data)
+    train([*at(settings, "../data/source", "target"), *ALONE, "--steps", "1", "--out", str(tmp_path / "run")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"{place}.*--source-root"):
+        train(["--resume", "run", "--steps", "2", "--source-root", place])
+    assert train(["--resume", "run", "--steps", "2"])["step"] == 2
+
+
+def test_both_stages_go_on_between_them_from_another_working_folder(settings, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data)
+    given = [*at(settings, "source", "target"), "--stage", "all", "--steps", "1", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1, OSError("stopped"), run, "find_pseudo_labels")
+        with pytest.raises(SystemExit, match="stopped"):
+            train(given)
+    monkeypatch.chdir(tmp_path)
+    assert train(["--resume", "run"])["stage2"]["step"] == 1
+
+
 def test_a_run_goes_on_in_its_precision_where_auto_means_another(settings, tmp_path, capsys):
     train([*settings, *ALONE, "--steps", "1", "--out", str(tmp_path)])
     begun = checkpoint.load(tmp_path / "last.pt")
@@ -82,11 +104,19 @@ def test_a_run_goes_on_from_the_checkpoint_before_the_last(settings, tmp_path):
 def test_a_lost_best_checkpoint_is_said_and_sought_anew(settings, tmp_path, capsys):
     train([*settings, *ALONE, "--eval-every", "1", "--steps", "2", "--out", str(tmp_path)])
     kept = checkpoint.load(tmp_path / "last.pt")
-    checkpoint.save(tmp_path / "last.pt", kept | {"best": kept["best"] | {"step": 1}})
+    checkpoint.save(tmp_path / "last.pt", kept | {"best": kept["best"] | {"step": 1, "miou": 1.0}})
     (tmp_path / "best.pt").unlink()
     result = train(["--resume", str(tmp_path), "--steps", "3"])
     assert "best.pt is lost" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "best.pt")["best"] == result["best"]
+
+
+def test_a_lost_best_checkpoint_that_the_last_one_is_comes_back(settings, tmp_path, capsys):
+    train([*settings, *ALONE, "--steps", "2", "--out", str(tmp_path)])
+    (tmp_path / "best.pt").unlink()
+    train(["--resume", str(tmp_path)])
+    assert "best.pt is lost" not in capsys.readouterr().out
+    assert equal(state(tmp_path / "best.pt"), state(tmp_path / "last.pt"))
 
 
 def test_a_finished_run_without_its_best_checkpoint_is_looked_at_once_more(settings, tmp_path):

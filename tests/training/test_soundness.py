@@ -1,16 +1,16 @@
 """What is not finite is never saved, and what cannot learn is told."""
 
-import re
 import shutil
 import signal
 
 import pytest
 import torch
-from kept_runs import ALONE, on
+from kept_runs import ALONE, fail_at, on
 from PIL import Image
 from running import train
 
 from simfast.models import checkpoint
+from simfast.report.metrics import read_metrics
 from simfast.runtime.console import StopSignals
 from simfast.training.step import Trainer
 
@@ -32,11 +32,43 @@ def poison(monkeypatch, name, step):
     monkeypatch.setattr(Trainer, "step", wrapped)
 
 
+def test_losses_are_the_means_of_the_steps_since_the_last_line(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda _, number, *batch: {"seg": torch.tensor(number + 1.0)})
+    given = ["--log-every", "2", "--eval-every", "50", "--steps", "5"]
+    train([*settings, *ALONE, *given, "--out", str(tmp_path)])
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["seg"]) for row in rows if row["kind"] == "train"] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+
+
 def test_the_loss_that_went_first_is_told_and_the_checkpoint_is_from_before(settings, tmp_path, monkeypatch):
     poison(monkeypatch, "stuff", 3)
-    rule = "the losses are not finite at step 3: stuff first; .*--lambda-ci; .*last.pt is of step 2; continue"
+    poison(monkeypatch, "adv", 4)
+    rule = r"the losses are not finite at step 3: stuff first \(then adv at step 4\); .*, a lower --lambda-ci; "
+    rule += r"\S*last\.pt is of step 2; continue"
     with pytest.raises(SystemExit, match=rule):
         train([*settings, "--log-every", "50", "--steps", "4", "--out", str(tmp_path)])
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (torch.inf, "the losses are not finite at step 1: seg, d first, so the network itself is not"),
+        (3e38, "the losses are too large at step 2"),  # each is finite
+    ],
+)
+def test_losses_that_go_together_are_not_blamed_on_one(loss, told, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda *_: dict.fromkeys(("seg", "d"), torch.tensor(loss)))
+    with pytest.raises(SystemExit, match=rf"{told}; a new run may try a lower --lr \(0\.001\)$"):
+        train([*settings, "--log-every", "50", "--steps", "2", "--out", str(tmp_path)])
+
+
+def test_an_error_after_a_divergence_saves_nothing(settings, tmp_path, monkeypatch):
+    poison(monkeypatch, "seg", 3)
+    fail_at(monkeypatch, 4, OSError("stopped"), Trainer, "step")
+    rule = r"stopped; the state after step 3 is not sound and was not saved; \S*last\.pt is of step 2; continue"
+    with pytest.raises(SystemExit, match=rule):
+        train([*settings, *ALONE, "--log-every", "50", "--steps", "4", "--out", str(tmp_path)])
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
 
 
@@ -58,17 +90,26 @@ def test_a_signal_after_a_divergence_saves_nothing(settings, tmp_path, monkeypat
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
 
 
-def test_banks_that_are_not_finite_are_not_saved(settings, tmp_path, monkeypatch):
+def in_a_bank(trainer):
+    trainer.matching.bank.storage[0, 0] = torch.nan
+
+
+def in_a_momentum(trainer):
+    next(iter(trainer.optimizers.segmentation.state.values()))["momentum_buffer"].fill_(torch.nan)
+
+
+@pytest.mark.parametrize(("damage", "told"), [(in_a_bank, "what is remembered"), (in_a_momentum, "the optimizer")])
+def test_banks_and_momenta_that_are_not_finite_are_not_saved(damage, told, settings, tmp_path, monkeypatch):
     before = Trainer.step
 
     def step(self, number, *batch):
         losses = before(self, number, *batch)
         if number == 3:
-            self.matching.bank.storage[0, 0] = torch.nan
+            damage(self)
         return losses
 
     monkeypatch.setattr(Trainer, "step", step)
-    with pytest.raises(SystemExit, match=r"what is remembered is not finite after step 4.*is of step 2"):
+    with pytest.raises(SystemExit, match=rf"{told} is not finite after step 4.*is of step 2"):
         train([*settings, "--log-every", "50", "--steps", "4", "--out", str(tmp_path), "--lambda-ci", "0"])
 
 
@@ -88,9 +129,9 @@ def test_pictures_of_one_value_in_the_labels_are_told(settings, data, tmp_path, 
     assert "seg is 0: in steps 1 to 1 no pixel of the labels is of a class" in capsys.readouterr().out
 
 
-def test_a_loss_far_beyond_a_guess_is_told(settings, data, tmp_path, monkeypatch, capsys):
-    before = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda self, *given: {"seg": 500 + before(self, *given)["seg"]})
-    train([*on(settings, data), *ALONE, "--steps", "1", "--out", str(tmp_path / "run")])
-    told = r"seg is 50\d, where guessing gives 2.9: the network is not learning; a new run may try a lower --lr"
-    assert re.search(told, capsys.readouterr().out)
+@pytest.mark.parametrize("loss", [500.0, 50.0])
+def test_a_loss_far_beyond_a_guess_is_told(loss, settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "step", lambda *_: {"seg": torch.tensor(loss)})
+    train([*settings, *ALONE, "--steps", "1", "--out", str(tmp_path)])
+    told = f"seg is {loss:g}, where guessing gives 2.9: the network is not learning; a new run may try a lower --lr"
+    assert (told in capsys.readouterr().out) == (loss == 500)
