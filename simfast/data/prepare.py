@@ -51,13 +51,18 @@ def prepare(dataset: SegmentationDataset, cache: Path, workers: int, shard_items
         The folder of the part.
 
     Raises:
-        ValueError: replaced labels, missing or bad files, a finished part made from other files, another program that
-            prepares this part.
+        ValueError: replaced labels, missing or bad files, a name that is not UTF-8, a finished part made from other
+            files, another program that prepares this part.
         OSError: too little space, or what writing raises.
     """
     if dataset.description is None:
         raise ValueError("prepare: the data set must have its own labels or none, got replaced ones")
     require_complete(dataset)
+    for text in (*map(os.path.abspath, dataset.read_from.values()), *dataset.names):  # which the index has to hold
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"cache: names of files and folders must be UTF-8, got {text!r}; rename it") from error
     part = Path(cache) / part_name(dataset.description)
     part.mkdir(parents=True, exist_ok=True)
     with locked(part, "cache"):

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from simfast.config.classes import CITYSCAPES, Classes, classes_of
 from simfast.models import checkpoint
 from simfast.models.checkpoint import FORMAT
+from simfast.models.deeplab import ARCHITECTURES, RESNET_STYLES
 from simfast.models.formats import is_safetensors, read_safetensors
 
 CONVENTIONS = ("bgr", "rgb")
@@ -76,7 +77,7 @@ def read_weights(path: str | Path, ema: bool = False) -> WeightsFile:
     tensors, stripped = _plain_names(path, tensors)
     guessed, settings = None, None
     if outer.get("format") == FORMAT:
-        settings = dict(outer.get("config") or {}) | dict(outer.get("network") or {})
+        settings = _settings(path, outer, "config", "network")
     elif any("Scale." in prefix for prefix in stripped) or any(FAMILY_HEAD.match(name) for name in tensors):
         guessed = "bgr"
     elif any(is_imagenet_classifier(name) for name in tensors):
@@ -93,7 +94,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         FileNotFoundError, ValueError: what `read_weights` raises of a file that cannot be read.
     """
     outer = _content(path)
-    return dict(outer.get("config") or {}) if outer.get("format") == FORMAT else None
+    return _settings(path, outer, "config") if outer.get("format") == FORMAT else None
 
 
 def is_imagenet_classifier(name: str) -> bool:
@@ -133,8 +134,34 @@ def _content(path: Path) -> Mapping[str, Any]:
         return content
     try:
         return content | json.loads(metadata[SETTINGS]) | {"format": FORMAT}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {SETTINGS} in its metadata must be a mapping in JSON, got {error}") from None
+
+
+def _settings(path: Path, outer: Mapping, *parts: str) -> dict[str, Any]:
+    """What a checkpoint of ours records of its run and network; of two parts that differ, the later one counts.
+
+    Raises:
+        ValueError: it records no settings by name, or a network that there is not.
+    """
+    settings: dict[str, Any] = {}
+    for part in parts:
+        said = {} if outer.get(part) is None else outer[part]
+        if not isinstance(said, dict):
+            _refuse(path, part, "settings by name", said)
+        settings |= said
+    for name, known in (("arch", ARCHITECTURES), ("resnet_style", ("auto", *RESNET_STYLES))):
+        if settings.get(name) not in (None, *known):
+            _refuse(path, name, f"one of {', '.join(known)}", settings[name])
+    dilations = settings.get("head_dilations")
+    whole = isinstance(dilations, list | tuple) and all(type(dilation) is int for dilation in dilations)
+    if dilations is not None and not whole:
+        _refuse(path, "head_dilations", "whole numbers", dilations)
+    return settings
+
+
+def _refuse(path: Path, name: str, rule: str, found: Any) -> NoReturn:
+    raise ValueError(f"load_weights: the {name} that {path} records must be {rule}, got {checkpoint.shown(found)}")
 
 
 def _kind(content: Any) -> str:

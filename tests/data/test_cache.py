@@ -158,6 +158,12 @@ def test_a_cache_of_the_first_format_is_read_and_gets_checksums(full_labels, tmp
     assert {path: path.stat().st_ino for path in part.glob("*.npy")} == inodes
 
 
+def test_an_item_is_whole_where_reads_are_short(part, tmp_path, monkeypatch):
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda number, buffers, at: real(number, [buffers[0][:7]], at))
+    assert items(opened(tmp_path, cache=tmp_path / "cache")) == items(opened(tmp_path))
+
+
 def test_shards_are_arrays_that_anyone_can_load(part, tmp_path):
     data = opened(tmp_path)
     images, labels = (np.load(part / f"{kind}-00001.npy") for kind in ("images", "labels"))

@@ -185,6 +185,13 @@ def test_a_cache_of_other_files_is_refused(change, message, roots, tmp_path):
         prepare(open_part(roots), tmp_path / "cache", 0)
 
 
+def test_a_name_that_an_index_cannot_hold_is_told_before_anything_is_written(roots, tmp_path):
+    root = roots["gta5"].rename(tmp_path / "\udce4")  # as Python reads a folder of one byte, 0xe4
+    with pytest.raises(ValueError, match=r"^cache: names of files and folders must be UTF-8, got .*udce4"):
+        prepare(open_dataset("gta5", root, "train", SIZE), tmp_path / "cache", 0)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_too_little_space_is_told_before_anything_is_written(roots, tmp_path):
     huge = open_dataset("gta5", roots["gta5"], "train", (10**6, 10**6))
     with pytest.raises(OSError, match=r"gta5-train\S+: needs 28000\.0 GB for 7 items, and the disk has \S+ [GM]B free"):

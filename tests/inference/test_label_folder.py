@@ -56,6 +56,25 @@ def test_progress_of_another_form_is_dropped(tmp_path, straight, state):
     assert contents(out) == straight
 
 
+@pytest.mark.parametrize("change", [torch.neg, lambda h: 10 * h, lambda h: h.index_fill(0, torch.tensor([7]), 1)])
+def test_progress_that_counts_no_whole_images_of_the_set_is_dropped(tmp_path, straight, change):
+    model, out = Network(), tmp_path / "out"
+    make(out, model, stop=lambda: model.calls == 5)
+    theirs = checkpoint.load(out / ".progress.pt")
+    checkpoint.save(out / ".progress.pt", theirs | {"histogram": change(theirs["histogram"])})
+    make(out)
+    assert contents(out) == straight
+
+
+@pytest.mark.parametrize("picture", [Image.new("L", (3, 3)), Image.new("RGB", (25, 18))])
+def test_a_map_of_another_form_is_made_anew(tmp_path, straight, picture):
+    model, out = Network(), tmp_path / "out"
+    make(out, model, stop=lambda: model.calls == 14)
+    picture.save(out / "street_002.png")
+    make(out)
+    assert contents(out) == straight
+
+
 @pytest.mark.parametrize(("old", "new"), [('"median": 0.', '"median": 1.'), ('"images": 9', '"images": 8')])
 def test_a_number_that_changes_in_what_is_said_of_them_is_found(tmp_path, straight, old, new):
     path = tmp_path / "straight/thresholds.json"

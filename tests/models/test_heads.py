@@ -147,6 +147,35 @@ def test_initial_values_are_never_taken_for_trained_ones(channels, seed):
         assert is_trained(scale * branch.weight.detach(), branch.bias.detach()) is None
 
 
+def uneven(dimensions, by):
+    """Factors about 1 that differ along some dimensions of a branch's weights."""
+    shape = [size if i in dimensions else 1 for i, size in enumerate((19, 512, 3, 3))]
+    return 1 + by * (2 * torch.rand(shape) - 1)
+
+
+VALUES = {
+    "as they began": (lambda w: w, 0, False),
+    "biases as none begins": (lambda w: w, 0.02, None),
+    "another mean": (lambda w: w + 0.001, 0, None),
+    "evenly distributed": (lambda w: 2 * torch.rand_like(w) - 1, 0, None),
+    "kernels that moved": (lambda w: w + 0.005 * torch.randn(19, 512, 1, 1), 0, True),
+    "kernels that hardly moved": (lambda w: w + 0.0025 * torch.randn(19, 512, 1, 1), 0, None),
+    "taps that moved unlike": (lambda w: w * uneven((2, 3), 0.3), 0, True),
+    "channels that moved unlike": (lambda w: w * uneven((1,), 0.4), 0, True),
+    "classes that moved unlike": (lambda w: w + 0.0025 * torch.randn(19, 1, 1, 1), 0, True),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_a_branch_is_as_it_began_or_trained_by_every_sign_of_it_or_in_doubt(case):
+    values, bias, expected = VALUES[case]
+    torch.manual_seed(0)
+    weight = values(0.01 * torch.randn(19, 512, 3, 3))
+    if case != "another mean":
+        weight = 0.01 * weight / weight.std()
+    assert is_trained(weight, torch.full((19,), float(bias))) is expected
+
+
 def test_clans_heads_may_have_any_values(tmp_path):
     state = backbone() | trained_head("layer5", 4, steps=3) | trained_head("layer6", 4, steps=6)
     heads = {name: tensor * 3 for name, tensor in state.items() if "conv2d_list" in name}  # as no head begins

@@ -78,7 +78,7 @@ def test_torchvision_resnet_fills_the_backbone_and_is_rgb(tmp_path):
     model = deeplab_v2("resnet18", 19, resnet_style="torchvision")
     report = load_weights(model, path)
     assert_loaded(model, state | counters)
-    assert report.convention == "rgb"
+    assert (report.convention, report.used, report.in_file) == ("rgb", 100, 102)  # counters are not counted
     assert report.dropped == (("fc.weight", "an ImageNet classifier"), ("fc.bias", "an ImageNet classifier"))
     caffe = deeplab_v2("resnet18", 19)
     assert load_weights(caffe, path, "bgr").convention == "bgr"
@@ -139,6 +139,9 @@ def test_own_checkpoint_brings_its_convention(tmp_path, caplog):
         load_weights(model, saved(tmp_path, content | {"convention": "hsv"}))
     with pytest.raises(ValueError, match="convention must be given"):
         load_weights(model, saved(tmp_path, content | {"convention": None}))
+    fewer = content | {"config": {"head_dilations": [6, 12]}}
+    with pytest.raises(ValueError, match=r"a branch for each of the head_dilations .* \(\(6, 12\)\), got 4"):
+        load_weights(deeplab_v2("resnet18", 5, (6, 12)), saved(tmp_path, fewer))
 
 
 def test_a_head_of_other_classes_is_dropped_whole(tmp_path):
@@ -216,6 +219,14 @@ def test_a_head_of_a_file_that_is_not_ours_has_cityscapes_classes(tmp_path):
         (
             lambda s: s.update({"layer1.0.bn1.bias": torch.full((64,), float("nan"))}),
             r"layer1\.0\.bn1\.bias in .* must be finite",
+        ),
+        (
+            lambda s: s.update(branches("layer6", 4, 19, 512) | {"layer6.conv2d_list.1.bias": constant("nan", 19)}),
+            r"layer6\.conv2d_list\.1\.bias in .* must be finite",
+        ),
+        (
+            lambda s: s.update({"bn1.bias": torch.zeros(64).to_sparse()}),
+            r"bn1\.bias in .* must be of real floating numbers, got torch\.float32, torch\.sparse_coo",
         ),
         (
             lambda s: s.update(branches("layer6", 4, 19, 256)),

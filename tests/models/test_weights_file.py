@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from weight_files import branches, class_list, constant, numbered, own_checkpoint, saved
+from weight_files import assert_loaded, branches, class_list, constant, numbered, own_checkpoint, saved
 
 from simfast.models import deeplab_v2, load_weights, read_weights, restore_model, save_weights
 from simfast.models.formats import write_safetensors
@@ -82,6 +82,25 @@ def test_the_mean_teacher_of_a_run_is_its_average(tmp_path):
     for ema, network in ((False, student), (True, teacher)):
         restored = restore_model(path, ema=ema)
         assert torch.equal(restored.model.conv1.weight, network.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": 3}, r"the config that .*weights\.pth records must be settings by name, got int 3"),
+        ({"network": torch.zeros(2)}, "the network that .* records must be settings by name, got a float32 tensor"),
+        ({"network": {"arch": "vit"}}, "the arch that .* records must be one of resnet18, .*, got str 'vit'"),
+        ({"network": {"arch": []}}, "the arch that .* records must be one of resnet18"),
+        ({"network": {"resnet_style": []}}, "the resnet_style that .* records must be one of auto, caffe, torchvision"),
+        ({"network": {"head_dilations": 6}}, "the head_dilations that .* records must be whole numbers, got int 6"),
+        ({"network": {"head_dilations": ["6"]}}, "the head_dilations that .* records must be whole numbers, got list"),
+    ],
+)
+def test_a_checkpoint_that_records_a_network_that_there_is_not_is_named(tmp_path, change, said):
+    path = saved(tmp_path, own_checkpoint(deeplab_v2("resnet18", 19)) | change)
+    for read in (restore_model, lambda path: load_weights(deeplab_v2("resnet18", 19), path)):
+        with pytest.raises(ValueError, match=said):
+            read(path)
 
 
 def zipped(name):
@@ -158,6 +177,24 @@ def test_a_network_goes_into_safetensors_and_comes_back_the_same(tmp_path, caplo
         read_weights(path)
     with pytest.raises(ValueError, match=r"must be named \*\.safetensors, got \.pt"):
         save_weights(restored, tmp_path / "out.pt")
+
+
+def test_what_was_said_of_a_network_of_others_goes_into_safetensors_with_it(tmp_path):
+    mine, path = class_list("soil", "leaf", "weed"), tmp_path / "out.safetensors"
+    theirs = saved(tmp_path, numbered("resnet18") | branches("layer6", 4, 3, 512))
+    restored = restore_model(theirs, classes=mine, head_dilations=(6, 12), resnet_style="torchvision")
+    save_weights(restored, path)
+    again = restore_model(path)
+    assert (again.classes, again.convention, again.model.settings) == (mine, "bgr", restored.model.settings)
+    assert_loaded(again.model, restored.model.state_dict())
+
+
+@pytest.mark.parametrize("said", ["{", "[1]", "3", "[" * 100_000], ids=len)
+def test_a_safetensors_file_that_says_no_mapping_of_its_network_is_named(tmp_path, said):
+    path = tmp_path / "weights.safetensors"
+    write_safetensors(path, {name: tensor.clone() for name, tensor in STATE.items()}, {"simfast": said})
+    with pytest.raises(ValueError, match=r"weights\.safetensors: simfast in its metadata must be a mapping in JSON"):
+        read_weights(path)
 
 
 def test_safetensors_of_others_are_read_as_their_other_files_are(tmp_path):

@@ -1,6 +1,7 @@
 """Files are whole or not there, and one program at a time is in a folder."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -131,6 +132,21 @@ def test_that_a_lock_is_gone_is_on_the_disk(tmp_path, monkeypatch):
     with locked(tmp_path, "out"):
         synced.clear()
     assert synced == [(tmp_path, [])]
+
+
+def test_a_lock_on_a_file_that_its_last_program_has_just_removed_is_taken_anew(tmp_path, monkeypatch):
+    calls, real = [], fcntl.lockf
+
+    def late(number, how):
+        if not calls:
+            (tmp_path / NAME).unlink()
+        calls.append(number)
+        real(number, how)
+
+    monkeypatch.setattr("fcntl.lockf", late)
+    with locked(tmp_path, "out"):
+        assert (tmp_path / NAME).exists()
+    assert len(calls) == 2
 
 
 def test_two_threads_do_not_share_a_folder(tmp_path):
