@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
-from simfast.cli.data_commands import HELD_OUT, START, TARGET, CheckData, Prepare
+from simfast.cli.data_commands import HELD_OUT, START, TARGET, CheckData, ClassList, Prepare
 from simfast.config import Config
 from simfast.config.config import names
 from simfast.config.settings import Data
@@ -299,39 +299,6 @@ def _tell(found: dict[str, Any], text: str, report: Path | None) -> None:
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         write_text(report, json.dumps(found, indent=1) + "\n")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassList:
-    """Print a class list as a file that --classes takes."""
-
-    READS: ClassVar[Sequence[str]] = ()
-
-    name: Annotated[Positional[str], arg(metavar="NAME|FILE|RUN")]
-    """cityscapes, camvid or synthia; a file of classes or of settings; or a run folder or checkpoint."""
-    config: Config
-
-    def run(self) -> int:
-        from simfast.cli.kept import settings_in
-        from simfast.config.classes import BUILT_IN, classes_of
-
-        path = Path(self.name)
-        if self.name not in BUILT_IN and (path.is_dir() or path.suffix in (".pt", ".pth", ".safetensors")):
-            from simfast.models import checkpoint
-            from simfast.models.weights_file import read_settings
-
-            path = checkpoint.resolve(path, "best.pt")
-            settings = read_settings(path) if path.is_file() else None
-            if settings is None:
-                came = "weights without settings" if path.is_file() else checkpoint.missing(path)
-                rule = "must be a run folder or one of its checkpoints, which keep the class list"
-                raise ValueError(f"classes: {self.name} {rule}, got {came}")
-            print(Config.from_dict(settings, str(path)).classes.text(), end="")
-        elif self.name not in BUILT_IN and (settings := settings_in(path)) is not None:
-            print(Config.from_dict(settings, self.name).classes.text(), end="")
-        else:
-            print(classes_of(self.name).text(), end="")
-        return 0
 
 
 COMMANDS: dict[str, type] = {

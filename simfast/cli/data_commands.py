@@ -1,9 +1,14 @@
 """The commands of `simfast` about data alone: what each reads from the command line, and what it calls."""
 
+import io
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from tyro.conf import Positional, arg
 
 from simfast.config import Config
 from simfast.config.config import OF_EACH_SOURCE
@@ -68,3 +73,39 @@ class CheckData:
         }
         log.info("%s", report_text(found, config.classes))
         return int(any(part.problems for part in found.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassList:
+    """Print a class list as a file that --classes takes."""
+
+    READS: ClassVar[Sequence[str]] = ()
+
+    name: Annotated[Positional[str], arg(metavar="NAME|FILE|RUN")]
+    """cityscapes, camvid or synthia; a file of classes or of settings; or a run folder or checkpoint."""
+    config: Config
+
+    def run(self) -> int:
+        from simfast.cli.kept import settings_in
+        from simfast.config.classes import BUILT_IN, classes_of
+
+        path = Path(self.name)
+        if self.name not in BUILT_IN and (path.is_dir() or path.suffix in (".pt", ".pth", ".safetensors")):
+            from simfast.models import checkpoint
+            from simfast.models.weights_file import read_settings
+
+            path = checkpoint.resolve(path, "best.pt")
+            settings = read_settings(path) if path.is_file() else None
+            if settings is None:
+                came = "weights without settings" if path.is_file() else checkpoint.missing(path)
+                rule = "must be a run folder or one of its checkpoints, which keep the class list"
+                raise ValueError(f"classes: {self.name} {rule}, got {came}")
+            classes = Config.from_dict(settings, str(path)).classes
+        elif self.name not in BUILT_IN and (settings := settings_in(path)) is not None:
+            classes = Config.from_dict(settings, self.name).classes
+        else:
+            classes = classes_of(self.name)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the terminal's encoding is: it is to be a file
+            sys.stdout.reconfigure(encoding="utf-8")
+        print(classes.text(), end="")
+        return 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from running import train
 
@@ -140,6 +142,24 @@ def test_without_its_packages_the_command_says_what_to_install(missing, tmp_path
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
     remedy = f"pip install 'simfast[train]' (got no {missing})"
     assert (done.returncode, done.stderr) == (1, f"simfast: needs its training packages: {remedy}\n")
+
+
+def test_what_the_terminal_s_encoding_lacks_is_said_with_escapes_and_a_class_list_is_utf_8(tmp_path):
+    (tmp_path / "b\udce4d.png").write_text("no picture")  # as Python reads the byte 0xe4
+
+    def said(*argv):
+        program = [sys.executable, "-m", "simfast", *argv]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+        return subprocess.run(program, env=environment, capture_output=True, check=False).stdout
+
+    checked = said("check-data", "--preset", "streets", "--target", "folder", "--target-root", str(tmp_path))
+    assert rb"b\udce4d.png: must be a readable picture" in checked
+    names = [
+        {"name": "Straße", "colour": [1, 2, 3], "kind": "stuff"},
+        {"name": "car", "colour": [4, 5, 6], "kind": "thing"},
+    ]
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump({"classes": names}))
+    assert "Straße" in said("classes", str(tmp_path / "classes.yaml")).decode()
 
 
 class Spy(Config):

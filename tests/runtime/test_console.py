@@ -43,6 +43,12 @@ def test_each_line_of_a_log_file_has_its_time_and_the_terminal_none(tmp_path, ca
     assert all(datetime.fromisoformat(time).utcoffset() is not None for time in times)
 
 
+def test_a_log_file_takes_names_that_are_not_utf_8(tmp_path):
+    with in_file(tmp_path / "log.txt"):
+        logging.getLogger("simfast").info("b\udce4d.png")  # as Python reads the byte 0xe4
+    assert (tmp_path / "log.txt").read_text().endswith(r" b\udce4d.png" + "\n")
+
+
 def test_a_log_file_on_a_full_disk_is_said_once_and_is_no_error_at_its_end(tmp_path, capfd):
     (tmp_path / "log.txt").symlink_to("/dev/full")
     with in_file(tmp_path / "log.txt"):
