@@ -68,11 +68,16 @@ def _begin(shared, count, stop) -> None:
     global _shared, _count, _stop
     _shared, _count, _stop = shared, count, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def end_with_parent() -> None:
+    """Has this process, which multiprocessing started, end as soon as the one that started it is gone."""
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
     os._exit(1)
 
 

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
+from simfast.data.processes import end_with_parent
+
 # Batches that each process or thread reads ahead.
 READ_AHEAD = 2
 
@@ -65,9 +67,9 @@ def _by_processes(dataset: Numbered, order: Iterable[int], workers: int, pinned:
                 sampler=order,
                 num_workers=workers,
                 prefetch_factor=READ_AHEAD,
-                collate_fn=_as_is,
+                collate_fn=_in_shared_memory,
                 pin_memory=pinned,
-                worker_init_fn=_leave_signals_to_the_trainer,
+                worker_init_fn=_begin_worker,
                 generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
             )
             iterator = iter(loader)
@@ -75,14 +77,18 @@ def _by_processes(dataset: Numbered, order: Iterable[int], workers: int, pinned:
         atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
         yield from iterator
     except (RuntimeError, OSError) as error:  # torch has no exceptions of its own for these
-        if "DataLoader worker" in str(error):
+        text = str(error)
+        if os.strerror(errno.ENOSPC) in text and "shared memory" in text:
+            rule = "shared memory (/dev/shm) is full of what is read ahead"
+            raise OSError(f"{rule}; try fewer --workers, or 0, or more of it, as by docker's --shm-size") from error
+        if os.strerror(errno.EMFILE) in text:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            rule = f"--workers {workers} need more open files than this process may have ({limit})"
+            raise OSError(f"{rule}; try fewer, or a higher `ulimit -n`") from error
+        if "DataLoader worker (pid" in text:
             rule = "a process that reads data was killed (out of memory, or of shared memory?); try fewer --workers"
             raise ChildProcessError(f"{rule}, or 0") from error
-        if os.strerror(errno.EMFILE) not in str(error):
-            raise
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        rule = f"--workers {workers} need more open files than this process may have ({limit})"
-        raise OSError(f"{rule}; try fewer, or a higher `ulimit -n`") from error
+        raise
     finally:
         if end is not None:
             end()
@@ -117,12 +123,23 @@ def _by_threads(dataset: Numbered, order: Iterable[int], workers: int) -> Iterat
             pool.shutdown(cancel_futures=True)
 
 
-def _as_is(item):
+def _in_shared_memory(item: Any) -> Any:
+    """An item with its tensors where the program that reads them sees them.
+
+    torch would move them later, in a thread in which an error is the end of an item that the program waits for.
+    """
+    if isinstance(item, torch.Tensor) and item.numel():
+        item.share_memory_()
+    elif isinstance(item, tuple | list):
+        for part in item:
+            _in_shared_memory(part)
     return item
 
 
-def _leave_signals_to_the_trainer(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     """Ctrl-C, a scheduler's SIGTERM and the SIGHUP of a terminal that is closed reach the whole process group; the
-    trainer saves, then ends its workers."""
+    trainer saves, then ends its workers. Where it is killed, they end at once: torch's own watch on the trainer begins
+    too late for one that was killed by then."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()

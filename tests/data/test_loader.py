@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,36 @@ next(batches)
 def test_a_program_that_leaves_a_loader_open_ends():
     environment = os.environ | {"PYTHONPATH": str(Path(simfast.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", UNCLOSED], env=environment, check=True, timeout=60)
+
+
+def test_a_worker_whose_program_is_killed_as_soon_as_it_begins_ends(tmp_path):
+    (tmp_path / "slow.py").write_text("import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(2))")
+    environment = os.environ | {"PYTHONPATH": f"{Path(simfast.__file__).parents[1]}{os.pathsep}{tmp_path}"}
+    program = subprocess.Popen([sys.executable, "-c", f"import slow\n{UNCLOSED}"], env=environment)
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    while not (started := children.read_text().split()):
+        assert program.poll() is None
+    program.kill()
+    program.wait()
+    deadline = time.monotonic() + 60
+    while any(_is_alive(pid) for pid in started):
+        assert time.monotonic() < deadline
+
+
+def _is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_too_little_shared_memory_is_told_with_the_setting(domains, monkeypatch):
+    def full(_):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(OSError, match=r"^shared memory \(/dev/shm\) is full .*fewer --workers, or 0, .* --shm-size$"):
+        next(iter(DomainLoader(*domains, 2, seed=0, workers=2, flip=False)))
 
 
 def test_a_worker_that_does_not_answer_is_ended_with_the_others(domains):
