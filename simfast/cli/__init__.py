@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from simfast.runtime.interrupts import comes_of_an_interrupt, interrupts_heard
 from simfast.runtime.pipe import quiet_pipe
 
 # What has to be there for a command to run: the packages of the extra `train`, by the names of their modules.
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if os.environ.get("RANK", "0") != "0":  # one progress bar for all processes of torchrun
         os.environ["TQDM_DISABLE"] = "1"
-    with quiet_pipe():
+    with quiet_pipe(), interrupts_heard():
         status = call(sys.argv[1:] if argv is None else argv)
         raise SystemExit(status if isinstance(status, int) else 0)
 
@@ -59,7 +60,11 @@ def call(argv: Sequence[str]) -> Any:
             raise
         remedy = f"pip install 'simfast[train]' (got no {name})"
         raise SystemExit(f"simfast: needs its training packages: {remedy}") from error
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"simfast {argv[0]}: {error}") from error
     except KeyboardInterrupt:  # where no step is to be finished, or for the second time
         raise SystemExit(130) from None
+    except Exception as error:
+        if comes_of_an_interrupt(error):  # in the middle of a library, which took it for something else
+            raise SystemExit(130) from None
+        if isinstance(error, ValueError | OSError):
+            raise SystemExit(f"simfast {argv[0]}: {error}") from error
+        raise

@@ -201,7 +201,8 @@ def _become(argv: list[str], work: Path, log: Path, arming: tuple | None, new: b
             os.execve(sys.executable, [sys.executable, "-P", "-m", "simfast", *argv], os.environ)
         code = _called(argv)
     except BaseException:
-        traceback.print_exc()
+        if code == 99:  # else a signal came when the command had ended
+            traceback.print_exc()
     finally:
         with contextlib.suppress(BaseException):
             threading._shutdown()

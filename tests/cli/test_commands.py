@@ -144,6 +144,20 @@ def test_without_its_packages_the_command_says_what_to_install(missing, tmp_path
     assert (done.returncode, done.stderr) == (1, f"simfast: needs its training packages: {remedy}\n")
 
 
+def test_an_interrupt_that_a_library_takes_for_something_else_is_one(monkeypatch, capsys):
+    def torn(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("a lock that is not there yet")
+
+    monkeypatch.setattr("simfast.training.run.run", torn)
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_what_the_terminal_s_encoding_lacks_is_said_with_escapes_and_a_class_list_is_utf_8(tmp_path):
     (tmp_path / "b\udce4d.png").write_text("no picture")  # as Python reads the byte 0xe4
 

@@ -3,13 +3,16 @@
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from datetime import datetime
 
 import pytest
 
 from simfast.runtime.console import Progress, in_file, on_terminal
+from simfast.runtime.interrupts import interrupts_heard
 
 BEGIN = """import logging, sys
 from simfast.runtime.console import on_terminal
@@ -97,3 +100,19 @@ def test_another_pipe_that_breaks_is_an_error():
     done = subprocess.run([sys.executable, "-c", BEGIN + code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "BrokenPipeError" in done.stderr
+
+
+def test_an_interrupt_where_no_error_gets_out_is_heard_right_after_without_a_word(capfd):
+    class Deleted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def deletes_and_waits():
+        Deleted()
+        time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), interrupts_heard():
+        deletes_and_waits()
+    assert time.monotonic() - began < 50  # not when it had waited
+    assert capfd.readouterr() == ("", "")

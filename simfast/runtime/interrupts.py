@@ -1,0 +1,40 @@
+"""Ctrl-C that is not lost, wherever it comes."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+AGAIN_SECONDS = 0.01
+
+
+@contextlib.contextmanager
+def interrupts_heard() -> Iterator[None]:
+    """Context of a whole program. Where Python lets no error out, as while an object is deleted, it prints a
+    KeyboardInterrupt and goes on; in here it says nothing and interrupts once more, right after."""
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if found.exc_type is not KeyboardInterrupt:
+            before(found)
+            return
+        with contextlib.suppress(RuntimeError):  # there are no more threads: the program ends anyway
+            interrupt = signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
+            again = threading.Timer(AGAIN_SECONDS, *interrupt)
+            again.daemon = True
+            again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def comes_of_an_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is what code made of a KeyboardInterrupt that came in its middle."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
