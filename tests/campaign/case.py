@@ -130,6 +130,8 @@ class Case:
         """
         self._number += 1
         log = self.folder / f"{self._number}.out"
+        for path in (log, log.with_suffix(".err")):
+            path.touch()  # here: a command may be killed before it does anything
         with open(self.folder / "commands.txt", "a") as commands:
             commands.write(f"simfast {' '.join(map(str, argv))}\n")
         budget = self.folder / "left"
