@@ -187,7 +187,7 @@ def descendants() -> dict[int, str]:
 
 def _become(argv: list[str], work: Path, log: Path, arming: tuple | None, new: bool) -> None:
     """The rest of a forked process's life: the command."""
-    code = 99
+    code, called = 99, False
     try:
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -201,9 +201,12 @@ def _become(argv: list[str], work: Path, log: Path, arming: tuple | None, new: b
             shim.arm(*arming)
         if new:
             os.execve(sys.executable, [sys.executable, "-P", "-m", "simfast", *argv], os.environ)
+        called = True
         code = _called(argv)
-    except BaseException:
-        if code == 99:  # else a signal came when the command had ended
+    except BaseException as error:
+        if not called and isinstance(error, KeyboardInterrupt):  # before it began
+            code = 128 + signal.SIGINT
+        elif code == 99:  # else a signal came when the command had ended
             traceback.print_exc()
     finally:
         with contextlib.suppress(BaseException):

@@ -1,6 +1,9 @@
 """One bit is not as it was written: the file is refused by its name, or what comes of it is what comes of the whole
 one. Silently, nothing else ever does."""
 
+import contextlib
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -79,26 +82,27 @@ def _lay_out(source: str, world: World, work: Path) -> None:
 
 def _begin_labels(begun: Path, world: World) -> None:
     """Pseudo labels of which thresholds are counted and some maps are there."""
-    case = Case(begun.with_name(f"{begun.name}.{id(begun)}"), 0)
-    running = case.start(world.programs["pseudo-labels"].argv)
-    labels = case.work / "labels"
-    while not running.poll() and not list(labels.glob("*.png")):
-        pass
-    running.kill(9, group=True)
-    running.wait()
-    if not (labels / ".progress.pt").exists():
-        raise RuntimeError("the pseudo labels were finished before they could be stopped")
+    for _ in range(20):  # on a busy machine they may be finished before they can be stopped
+        case = Case(begun.with_name(f"{begun.name}.{os.getpid()}"), 0)
+        running = case.start(world.programs["pseudo-labels"].argv)
+        labels = case.work / "labels"
+        while not running.poll() and not list(labels.glob("*.png")):
+            pass
+        running.kill(9, group=True)
+        running.wait()
+        if (labels / ".progress.pt").exists():
+            break
+    else:
+        raise RuntimeError("the pseudo labels were finished before they could be stopped, each time")
     for path in labels.glob("*.part"):
         path.unlink()
-    shutil.copytree(case.work, begun)
+    with contextlib.suppress(OSError):  # another case has just made it, too
+        os.rename(case.work, begun)
     shutil.rmtree(case.folder)
 
 
 def _wanted(title: str, argv: list[str], out: str | None, world: World, source: str) -> dict[str, str] | None:
     """What comes of the whole file; made once."""
-    import json
-    import os
-
     if out is None:
         return None
     path = world.folder / "kept" / f"{slug(title)}.json"
