@@ -53,8 +53,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         with _asking:
             _ours.discard(key)
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # whoever is in the folder next would else remove it
-                sync_folder(path.parent)  # or a power loss brings it back, into what is finished and not entered again
+            # Or a power loss brings it back into what is finished, where nobody comes again who would remove it.
+            with contextlib.suppress(OSError):
+                sync_folder(path.parent)
             os.close(number)
 
 
