@@ -21,7 +21,9 @@ from simfast.data.suspicions import Found, all_void, suspicions
 ITEMS_PER_JOB = 16
 SAMPLE = 32
 MOST_NAMED = 5
-_DIFFERS = re.compile(r"\S*/\S+|\(\d+ bytes not processed\)")
+LEGEND = {"none": "not one pixel", "-": "a class that these labels do not have"}
+"""What stands in the table for a share."""
+_DIFFERS = re.compile(r"\S*/\S+|\(\d+ bytes not processed\)|\(x, y\) = \(\d+, \d+\)")
 """What sentences about one fault differ in from file to file, behind the file's own name."""
 
 
@@ -160,7 +162,9 @@ def report_text(reports: dict[str, DataReport], classes: Classes, most: int = 20
             for i, name in [*enumerate(classes.names), (IGNORE, "don't care")]
         ]
         table = tabulate(rows, headers=["pixels, %", *labelled], disable_numparse=True, stralign="right")
-        lines += ["", table, *_only_in_one_domain(labelled, classes)]
+        shown = {share for _, *shares in rows for share in shares}
+        legend = "; ".join(f"{share}: {text}" for share, text in LEGEND.items() if share in shown)
+        lines += ["", table, *([legend] if legend else []), *_only_in_one_domain(labelled, classes)]
     return "\n".join(lines)
 
 

@@ -15,6 +15,9 @@ OUT_OF_MEMORY = re.compile(
     "can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
 )
 
+# Pixels of an image up to which most of the memory is the network's own.
+SMALL = 128 * 128
+
 
 def explained(error: BaseException, config: Config, trainer: Trainer | None = None) -> ValueError | None:
     """What to say in place of an error that comes of too little memory; None for any other.
@@ -64,10 +67,14 @@ def _is_of_memory(error: BaseException) -> bool:
 def _remedy(config: Config, precision: str, on_gpu: bool) -> str:
     """The setting that matters most, then the others."""
     sizes = {"source": config.source_size, "target": config.target_size}
-    name, size = max(sizes.items(), key=lambda one: one[1][0] * one[1][1])
-    smaller = "--{}-size {} {}".format(name, *(max(32, side * 3 // 4) for side in size))
+    name, (width, height) = max(sizes.items(), key=lambda one: one[1][0] * one[1][1])
     tries = [f"--batch-size {config.batch_size // 2}"] if config.batch_size > 1 else []
     tries += ["--precision bf16"] if on_gpu and precision == "fp32" else []
-    tries += [smaller]
+    if width * height > SMALL:
+        tries += [f"--{name}-size {max(32, width * 3 // 4)} {max(32, height * 3 // 4)}"]
+    elif config.arch != "resnet18":
+        tries += ["--arch resnet18"]
     tries += ["fewer --workers"] if not on_gpu and config.workers else []
+    if not tries:
+        return "what helps is memory that other programs give back"
     return f"what helps most in a new run is {tries[0]}" + (f" (else {', '.join(tries[1:])})" if tries[1:] else "")

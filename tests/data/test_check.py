@@ -63,6 +63,7 @@ def test_pixels_of_each_class_are_counted_and_absent_ones_stand_out(tmp_path):
     assert {name: rows[name] for name in ("road", "car", "bus", "train", "don't care")} == {
         **{"road": "50.000", "car": "25.000", "bus": "none", "train": "-", "don't care": "25.000"}
     }
+    assert lines[-1] == "none: not one pixel; -: a class that these labels do not have"
 
 
 def test_a_fault_of_many_files_is_told_once(tmp_path):
@@ -75,6 +76,15 @@ def test_a_fault_of_many_files_is_told_once(tmp_path):
     assert first == "source: 9 images, problems: 9"
     assert sentence.startswith(f"  {tmp_path}/images/00001.png: must be a readable picture")
     assert others == "    the same of 8 more: 00002.png, 00003.png, 00004.png, 00005.png, 00006.png ..."
+
+
+def test_a_fault_that_lies_elsewhere_in_each_file_is_told_once(tmp_path):
+    make_gta5(tmp_path, count=3)
+    for i, path in enumerate(sorted((tmp_path / "labels").iterdir())):
+        save(path, ids_map([7] * i + [100, 7]))
+    text = report_text({"source": check_part("gta5", tmp_path, "train", SIZE, 0)}, CITYSCAPES)
+    assert text.count("100 at (x, y) = ") == 1
+    assert "the same of 2 more: 00002.png, 00003.png" in text
 
 
 def test_label_maps_that_are_not_there_are_told_once(tmp_path):

@@ -54,7 +54,7 @@ def test_out_of_memory_in_a_step_keeps_the_state_before_it_and_names_the_sizes(e
     with monkeypatch.context() as patch:
         fail_at(patch, 3, error)
         rule = r"out of memory on the CPU with source 64x64, target 64x64, batch_size 1, resnet18 in fp32; "
-        rule += r".*--source-size 48 48.*last\.pt is of step 2; continue with --resume"
+        rule += r".*memory that other programs give back.*last\.pt is of step 2; continue with --resume"
         with pytest.raises(SystemExit, match=rule):
             train([*given, "--out", str(tmp_path / "run")])
     train(["--resume", str(tmp_path / "run")])
@@ -70,9 +70,16 @@ def test_of_too_little_memory_for_an_op_on_a_gpu_the_gpu_is_told():
 def test_what_helps_most_where_memory_is_short_is_said_first():
     error = RuntimeError("the step does not fit into a CUDA graph")
     error.__cause__ = MemoryError()
-    config = Config(batch_size=5, workers=2, source_size=(128, 64), target_size=(256, 40))
-    remedy = "what helps most in a new run is --batch-size 2 (else --target-size 192 32, fewer --workers)"
+    config = Config(batch_size=5, workers=2, source_size=(128, 64), target_size=(512, 40))
+    remedy = "what helps most in a new run is --batch-size 2 (else --target-size 384 32, fewer --workers)"
     assert str(explained(error, config)).endswith(remedy)
+
+
+def test_no_smaller_size_is_advised_where_the_network_alone_is_too_large():
+    settings = {"source_size": (128, 64), "target_size": (96, 96), "workers": 0}
+    large, small = (str(explained(MemoryError(), Config(arch=arch, **settings))) for arch in ("resnet101", "resnet18"))
+    assert large.endswith("what helps most in a new run is --arch resnet18")
+    assert small.endswith("what helps is memory that other programs give back")
 
 
 def test_an_error_in_the_first_step_names_no_checkpoint_and_leaves_none(settings, tmp_path, monkeypatch):
