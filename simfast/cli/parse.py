@@ -16,10 +16,10 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Suppress, UseAppendAction
 
-from simfast.cli.kept import APART, OF_THE_TARGET, of_both_stages, without_other_data
-from simfast.config import COMMAND_LINE_ONLY, FREE_ON_RESUME, MOVABLE, Config
+from simfast.cli.kept import APART, OF_THE_TARGET, begun, resumed, without_other_data
+from simfast.config import COMMAND_LINE_ONLY, Config
 from simfast.config.classes import Classes, classes_of
-from simfast.config.config import OF_EACH_SOURCE, flattened, names, told_apart
+from simfast.config.config import OF_EACH_SOURCE, flattened, names
 from simfast.config.presets import PRESETS, RECIPES, of_recipe
 from simfast.config.settings import GROUPS
 from simfast.config.yaml_text import read_mapping
@@ -86,7 +86,7 @@ def parse(argv: Sequence[str], commands: dict[str, type]) -> Any:
     settings = {name: value for name, value in settings.items() if name not in OF_EACH_SOURCE or value}
     config = dataclasses.replace(base, **settings)
     if config.resume is not None and "resume" in command.READS:
-        config = _resumed(config, base)
+        config = resumed(config, base)
     own = {name: getattr(found, name) for name in names(command) if name != "config"}
     return command(**own, config=config)
 
@@ -107,7 +107,7 @@ def starting_point(start: Start, checkpoint_name: str = "best.pt") -> Config:
     if start.resume is not None:
         if start.config is not None:
             raise ValueError(f"config: a resumed run has its own settings, got {start.config} for {start.resume}")
-        return _begun(Path(start.resume))
+        return begun(Path(start.resume))
     stored = _stored(start, checkpoint_name)
     settings = _read_settings(Path(start.config)) if start.config is not None else {}
     settings = without_other_data(settings, start.source, start.target)
@@ -276,45 +276,8 @@ def _stored(start: Start, checkpoint_name: str) -> Config | None:
     return None
 
 
-def _begun(path: Path) -> Config:
-    """The settings of the run to be continued."""
-    from simfast.models import checkpoint
-
-    if (both := of_both_stages(path)) is not None:  # its two runs are inside
-        return dataclasses.replace(both, resume=path, out=path)
-    path = checkpoint.resolve(path)
-    stored = Config.from_dict(checkpoint.load_run(path)["config"], str(path))
-    return dataclasses.replace(stored, resume=path, out=path.parent)
-
-
 def _read_settings(path: Path) -> dict[str, Any]:
     settings = flattened(read_mapping(path), str(path))
     for key in COMMAND_LINE_ONLY & settings.keys():
         raise ValueError(f"{path}: {key} belongs on the command line, got {settings[key]!r}")
     return settings
-
-
-def _resumed(config: Config, stored: Config) -> Config:
-    """The settings to continue with.
-
-    Raises:
-        ValueError: one that a run keeps was changed.
-    """
-    if config.out != stored.out:  # where its best checkpoint and its metrics are
-        raise ValueError(f"out: a resumed run stays in its folder {stored.out}, got {config.out}")
-    before, now = stored.to_dict(), config.to_dict()
-    # The second stage has begun from the end of the first one, wherever that was.
-    free = (FREE_ON_RESUME | MOVABLE) - ({"steps"} if stored.stage == "all" else set())
-    for key in before:
-        if before[key] != now[key] and (key not in free or _of_what_kind(key, stored) != _of_what_kind(key, config)):
-            old, new = told_apart(key, stored, config)
-            raise ValueError(f"{key}: a resumed run keeps its settings ({old!r} in {config.resume}), got {new!r}")
-    return config if config.stage == "all" else dataclasses.replace(config, resume=stored.resume)
-
-
-def _of_what_kind(key: str, config: Config) -> Any:
-    """What of a setting stays, wherever the data lie: whether there are such at all, where that is another method."""
-    value = getattr(config, key)
-    if key == "source_images":
-        return [source.images is not None for source in config.sources]
-    return {"eval_images": value is None, "eval_split": value == "none"}.get(key)

@@ -286,6 +286,37 @@ def test_a_resumed_run_keeps_what_its_steps_depend_on(tmp_path):
         settings_of(["--resume", str(tmp_path / "other")[:-2] + "last.pt"])
 
 
+def test_what_is_changed_in_the_settings_file_of_a_run_does_not_count_and_is_told(tmp_path, caplog):
+    stored = dataclasses.replace(PRESETS["streets"], steps=10)
+    save_run(tmp_path / "last.pt", stored)
+    file, text = tmp_path / "config.yaml", yaml.safe_dump(stored.portable())
+    file.write_text(text)
+    settings_of(["--resume", str(tmp_path)])
+    assert caplog.messages == []
+    file.write_text(text.replace("steps: 10", "steps: 20").replace("lr: 0.05", "lr: 0.5"))
+    assert settings_of(["--resume", str(tmp_path), "--workers", "3"]).lr == 0.05
+    steps, lr = sorted(caplog.messages, reverse=True)
+    assert steps == f"{file}: steps is 20 in it, which does not count: the run goes on with 10; --steps changes it"
+    assert lr == f"{file}: lr is 0.5 in it, which does not count: the run goes on with 0.05, as a resumed run keeps it"
+    caplog.clear()
+    file.write_text(text.replace("steps: 10", "stepz: 10"))
+    settings_of(["--resume", str(tmp_path)])
+    (message,) = caplog.messages
+    assert message.startswith(f"{file}: unknown key 'stepz'")
+    assert message.endswith("; it does not count for a resumed run, and is written anew")
+
+
+def test_a_run_of_both_stages_whose_settings_file_was_changed_does_not_go_on(tmp_path):
+    stored = dataclasses.replace(PRESETS["streets"], steps=10, stage="all")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored.portable()).replace("lr: 0.05", "lr: 0.5"))
+    assert settings_of(["--resume", str(tmp_path)]).lr == 0.5
+    (tmp_path / "stage1").mkdir()
+    save_run(tmp_path / "stage1/last.pt", dataclasses.replace(stored, stage=1, workers=5))
+    rule = r"config\.yaml: lr: a resumed run keeps its settings \(0.05 in .*stage1/last\.pt\), got 0.5"
+    with pytest.raises(ValueError, match=rule):
+        settings_of(["--resume", str(tmp_path)])
+
+
 def test_a_run_that_saved_nothing_yet_is_told_from_one_of_both_stages(tmp_path):
     for stage in (1, "all"):
         stored = dataclasses.replace(PRESETS["streets"], stage=stage)
