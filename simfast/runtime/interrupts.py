@@ -1,5 +1,6 @@
 """Ctrl-C that is not lost, wherever it comes."""
 
+import atexit
 import contextlib
 import signal
 import sys
@@ -13,7 +14,8 @@ AGAIN_SECONDS = 0.01
 @contextlib.contextmanager
 def interrupts_heard() -> Iterator[None]:
     """Context of a whole program. Where Python lets no error out, as while an object is deleted, it prints a
-    KeyboardInterrupt and goes on; in here it says nothing and interrupts once more, right after."""
+    KeyboardInterrupt and goes on; in here it says nothing and interrupts once more, right after. While Python ends
+    after it, where one more of them would be printed in the middle of whatever library tidies up, Ctrl-C just ends."""
     before = sys.unraisablehook
 
     def hook(found: Any) -> None:
@@ -31,6 +33,12 @@ def interrupts_heard() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        atexit.register(_end_at_once)  # what is registered last is called first
+
+
+def _end_at_once() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def comes_of_an_interrupt(error: BaseException | None) -> bool:

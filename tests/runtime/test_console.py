@@ -120,3 +120,12 @@ def test_an_interrupt_where_no_error_gets_out_is_heard_right_after_without_a_wor
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 50  # not when it had waited
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_interrupt_while_a_program_is_ending_ends_it_without_a_word():
+    interrupted = "atexit.register(signal.raise_signal, signal.SIGINT)"  # by one that comes twice, as to a whole group
+    code = f"import atexit, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{interrupted}\n"
+    code += "from simfast.cli import main\nmain(['--version'])\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert done.stdout.startswith("simfast ")
