@@ -1,6 +1,5 @@
 """Ctrl-C that is not lost, wherever it comes."""
 
-import atexit
 import contextlib
 import signal
 import sys
@@ -15,7 +14,7 @@ AGAIN_SECONDS = 0.01
 def interrupts_heard() -> Iterator[None]:
     """Context of a whole program. Where Python lets no error out, as while an object is deleted, it prints a
     KeyboardInterrupt and goes on; in here it says nothing and interrupts once more, right after. While Python ends
-    after it, where one more of them would be printed in the middle of whatever library tidies up, Ctrl-C just ends."""
+    after it, when there is nothing left to interrupt, it says nothing either."""
     before = sys.unraisablehook
 
     def hook(found: Any) -> None:
@@ -32,13 +31,12 @@ def interrupts_heard() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = before
-        atexit.register(_end_at_once)  # what is registered last is called first
+        sys.unraisablehook = _without_interrupts if before is sys.__unraisablehook__ else before
 
 
-def _end_at_once() -> None:
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _without_interrupts(found: Any) -> None:
+    if found.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(found)
 
 
 def comes_of_an_interrupt(error: BaseException | None) -> bool:
