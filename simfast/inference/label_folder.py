@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,9 +75,19 @@ def finished_labels(
     return result
 
 
-def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: int) -> tuple[Tensor, dict[str, str]]:
-    """The histogram to go on with, int64 [bins], and the bad files that it passed over; of zeros, without any, and then
-    no map is left, to begin at the first image.
+class Begun(NamedTuple):
+    """How far the pseudo labels of a folder are."""
+
+    histogram: Tensor
+    """int64 [bins], of the images counted."""
+    passed_over: dict[str, str]
+    """The bad files that it passed over, and what is wrong with them."""
+    lost: dict[str, str]
+    """Those that it counted, and that were bad when their maps were to be made."""
+
+
+def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: int) -> Begun:
+    """What to go on with; a histogram of zeros where that is nothing, and then no map is left.
 
     Args:
         pixels: of an image.
@@ -93,11 +103,12 @@ def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: 
         try:
             state = checkpoint.load(path)
             if state["fingerprint"] == fingerprint:
-                bad = state.get("bad_files", {})  # older versions wrote none
-                _require_counted(path, state["histogram"], bad, bins, pixels, len(names))
+                # Older versions wrote no bad files.
+                begun = Begun(state["histogram"], state.get("bad_files", {}), state.get("lost_files", {}))
+                _require_counted(path, begun, bins, pixels, len(names))
                 cut.unlink(missing_ok=True)
                 log.info("%s: going on where an earlier run stopped", out)
-                return state["histogram"], bad
+                return begun
             reason = "it is of another network, data set or options"
         except (OSError, ValueError, KeyError) as error:
             reason = str(error)
@@ -106,7 +117,18 @@ def begin(out: Path, names: Sequence[str], fingerprint: str, bins: int, pixels: 
         raise ValueError(f"{maps[0]}: must not be there before its pseudo label is made; name another folder")
     for p in (*maps, path, cut):  # in this order: without the last two, maps would not be known to be ours
         p.unlink(missing_ok=True)
-    return torch.zeros(bins, dtype=torch.int64), {}
+    return Begun(torch.zeros(bins, dtype=torch.int64), {}, {})
+
+
+def save_begun(out: Path, fingerprint: str, begun: Begun) -> None:
+    """Keeps what `begin` is to find.
+
+    Raises:
+        OSError: what writing raises.
+    """
+    histogram, passed_over, lost = begun
+    state = {"fingerprint": fingerprint, "histogram": histogram.cpu(), "bad_files": passed_over, "lost_files": lost}
+    checkpoint.save(out / PROGRESS_FILE, state)
 
 
 def map_path(out: Path, name: str) -> Path:
@@ -205,13 +227,15 @@ def _require_unchanged(folder: Path, result: dict[str, Any]) -> None:
             raise ValueError(f"{path}: must be the label map that was made, got another checksum; {remedy}")
 
 
-def _require_counted(path: Path, histogram: Any, bad: Any, bins: int, pixels: int, images: int) -> None:
+def _require_counted(path: Path, begun: Begun, bins: int, pixels: int, images: int) -> None:
+    histogram, passed_over, lost = begun
     if (
         not isinstance(histogram, Tensor)
         or (histogram.dtype, tuple(histogram.shape)) != (torch.int64, (bins,))
         or histogram.min() < 0
-        or not isinstance(bad, dict)
+        or not isinstance(passed_over, dict)
+        or not isinstance(lost, dict)
         or (counted := int(histogram.sum())) % pixels
-        or counted // pixels + len(bad) > images
+        or counted // pixels + len(passed_over) > images
     ):
         raise ValueError(f"{path}: must count the confidences of whole images, got something else")

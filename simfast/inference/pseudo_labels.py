@@ -7,6 +7,7 @@ the label maps. Letters: H W pixels of an image, K classes.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from simfast.config.classes import IGNORE
 from simfast.data.loader import evaluation_loader
 from simfast.data.predictions import PROGRESS_FILE
 from simfast.inference.label_folder import (
+    Begun,
     begin,
     finished_labels,
     map_checksum,
     map_path,
     read_map,
+    save_begun,
     write_map,
     write_thresholds,
 )
-from simfast.models import checkpoint
 from simfast.models.inputs import normalise
 from simfast.models.upsampled import upsample
 from simfast.runtime.console import Progress
@@ -155,15 +157,18 @@ class _Work:
         """Both passes; "classes", "checksums" and "bad_files" of what `make_pseudo_labels` returns; None: stopped."""
         height, width = self.size
         bins = self.num_classes * BINS + 1
-        histogram, self.bad = begin(self.out, self.dataset.names, fingerprint, bins, height * width)
+        begun = begin(self.out, self.dataset.names, fingerprint, bins, height * width)
+        begun = begun._replace(histogram=begun.histogram.to(self.device))
+        self.bad = begun.passed_over
+        save = partial(save_begun, self.out, fingerprint)
         was_training = self.model.training
         self.model.eval()
         try:
-            predicted = self.count(histogram.to(self.device), fingerprint, save_every)
+            predicted = self.count(begun, save, save_every)
             if predicted is None:
                 return None
             medians = [_median(counts) for counts in predicted]
-            written = self.write([m if m is None else min(m, cap) for m in medians])
+            written = self.write([m if m is None else min(m, cap) for m in medians], begun, save)
         finally:
             self.model.train(was_training)
         if written is None:
@@ -180,21 +185,18 @@ class _Work:
             }
         return {"classes": classes, "checksums": checksums, "bad_files": self.bad}
 
-    def count(self, histogram: Tensor, fingerprint: str, save_every: int) -> np.ndarray | None:
-        """First pass: the images that `histogram` does not hold yet are added to it.
+    def count(self, begun: Begun, save: Callable[[Begun], None], save_every: int) -> np.ndarray | None:
+        """First pass: the images that the histogram does not hold yet are added to it.
 
         Args:
-            histogram: int64 [K * BINS + 1], pixels by class and confidence, last those that are NaN; changed.
+            begun: its histogram [K * BINS + 1] of pixels by class and confidence, last those that are NaN, is changed,
+                and so is what is passed over.
 
         Returns:
             int64 [K, BINS], or None where it was stopped.
         """
-
-        def save() -> None:
-            state = {"fingerprint": fingerprint, "histogram": histogram.cpu(), "bad_files": self.bad}
-            checkpoint.save(self.out / PROGRESS_FILE, state)
-
-        first = int(histogram.sum()) // (self.size[0] * self.size[1]) + len(self.bad)
+        histogram = begun.histogram
+        first = int(histogram.sum()) // (self.size[0] * self.size[1]) + len(begun.passed_over)
         ones = torch.ones(self.size, dtype=torch.int64, device=self.device).flatten()
         try:
             for done, (images, name) in enumerate(self._read(range(first, len(self.dataset)), "thresholds"), 1):
@@ -207,18 +209,21 @@ class _Work:
                 # The position is the sum of counts and bad files: nothing comes between an image and its being counted.
                 histogram.scatter_add_(0, index.flatten(), ones)
                 if done % save_every == 0:
-                    save()
+                    save(begun)
         finally:
-            save()
+            save(begun)
         counts = histogram.cpu().numpy()
         if counts[-1]:
             raise ValueError(f"model: logits must be numbers, got NaN at {counts[-1]} pixels of the data set")
         return counts[:-1].reshape(self.num_classes, BINS)
 
-    def write(self, thresholds: Sequence[float | None]) -> tuple[np.ndarray, dict[str, str]] | None:
+    def write(
+        self, thresholds: Sequence[float | None], begun: Begun, save: Callable[[Begun], None]
+    ) -> tuple[np.ndarray, dict[str, str]] | None:
         """Second pass: the maps that are not there yet. Kept pixels by class, int64, and the checksum of each map's
         file by the image's name; or None where it was stopped."""
         height, width = self.size
+        self.bad = begun.passed_over | begun.lost
         kept, missing, checksums = np.zeros(256, np.int64), [], dict.fromkeys(self.dataset.names, "")
         for i, name in enumerate(self.dataset.names):
             label = read_map(map_path(self.out, name), (width, height))
@@ -236,6 +241,9 @@ class _Work:
             label = torch.where(confidence >= limits[labels], labels, IGNORE)[0].byte().cpu().numpy()
             checksums[name] = write_map(self.out, name, label)
             kept += np.bincount(label.ravel(), minlength=256)
+        lost = {name: reason for name, reason in self.bad.items() if name not in begun.passed_over}
+        if lost != begun.lost:  # their maps will be there, and their files not be read again
+            save(begun._replace(lost=lost))
         for name in self.bad:
             checksums[name] = checksums[name] or write_map(self.out, name, np.full(self.size, IGNORE, np.uint8))
         return kept, checksums

@@ -242,6 +242,26 @@ def test_bad_files_that_may_be_keep_nothing_and_change_nothing_of_the_others(tmp
     assert make(tmp_path / "out", dataset=Damaged(9), skip=4) == found
 
 
+def test_a_bad_file_that_was_good_when_it_was_counted_is_told_also_by_a_run_that_goes_on(tmp_path, monkeypatch):
+    class Lost(Pictures):
+        def __getitem__(self, i):
+            if i == 2 and model.calls >= 4:
+                raise OSError("street_002.png: Input/output error")
+            return super().__getitem__(i)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    model = Network()
+    with monkeypatch.context() as patch:
+        patch.setattr("simfast.inference.pseudo_labels.write_thresholds", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, model, Lost(4), skip=1)
+    found = make(tmp_path, model, Lost(4), skip=1)
+    assert found["bad_files"] == {"street_002": "street_002.png: Input/output error"}
+    assert (read(tmp_path / "street_002.png") == 255).all()
+
+
 @pytest.mark.parametrize(
     ("skip", "message"),
     [
