@@ -1,5 +1,6 @@
 """Work over many files, spread over processes, with one progress bar."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from simfast.runtime.console import Progress
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a program to end: Ctrl-C, schedulers, a terminal that is closed. It goes to the whole process group."""
 
 
 def spread(
@@ -45,7 +49,8 @@ def spread(
         context = multiprocessing.get_context()
         count, stop = context.Value("q", 0), context.Event()
         with ProcessPoolExecutor(workers, context, _begin, (shared, count, stop)) as pool:
-            pending = {pool.submit(_work, work, job) for job in jobs}
+            with starting_workers():  # which the first job does
+                pending = {pool.submit(_work, work, job) for job in jobs}
             try:
                 while pending:
                     done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -59,6 +64,24 @@ def spread(
                 pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Context in which processes are forked. What asks a whole process group to end waits, in them until
+    `leave_signals_to_parent`, in this process until the context's end: it is this one's to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent(*numbers: signal.Signals) -> None:
+    """Of a process that was forked in `starting_workers`: it ignores these signals, and those that came meanwhile."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+
+
 class _Stopped(Exception):
     """The parent wants no more."""
 
@@ -67,7 +90,7 @@ def _begin(shared, count, stop) -> None:
     """Sets up a worker: Ctrl-C is the parent's to handle, and a parent that was killed takes its workers along."""
     global _shared, _count, _stop
     _shared, _count, _stop = shared, count, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent(signal.SIGINT)
     end_with_parent()
 
 

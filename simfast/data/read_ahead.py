@@ -4,7 +4,6 @@ import atexit
 import errno
 import os
 import resource
-import signal
 import warnings
 import weakref
 from collections import deque
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from simfast.data.processes import end_with_parent
+from simfast.data.processes import ASKING, end_with_parent, leave_signals_to_parent, starting_workers
 
 # Batches that each process or thread reads ahead.
 READ_AHEAD = 2
@@ -72,7 +71,8 @@ def _by_processes(dataset: Numbered, order: Iterable[int], workers: int, pinned:
                 worker_init_fn=_begin_worker,
                 generator=torch.Generator(),  # without one, torch draws the workers' seed from the global state
             )
-            iterator = iter(loader)
+            with starting_workers():
+                iterator = iter(loader)
         end = partial(_end_workers, weakref.ref(iterator))
         atexit.register(end)  # for an iterator that nobody closed: Python would wait for its workers for ever
         yield from iterator
@@ -137,9 +137,7 @@ def _in_shared_memory(item: Any) -> Any:
 
 
 def _begin_worker(_worker: int) -> None:
-    """Ctrl-C, a scheduler's SIGTERM and the SIGHUP of a terminal that is closed reach the whole process group; the
-    trainer saves, then ends its workers. Where it is killed, they end at once: torch's own watch on the trainer begins
-    too late for one that was killed by then."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """The trainer that is asked to end saves, then ends its workers. Where it is killed, they end at once: torch's own
+    watch on the trainer begins too late for one that was killed by then."""
+    leave_signals_to_parent(*ASKING)
     end_with_parent()

@@ -23,6 +23,7 @@ from simfast.data.folder import open_pairs
 from simfast.data.loader import DomainLoader, evaluation_loader, on_device
 from simfast.data.order import Mixture
 from simfast.data.prepare import prepare
+from simfast.data.processes import spread
 from simfast.testing import needs_gpu
 
 CODING = coding_of("folder", CITYSCAPES)
@@ -230,6 +231,39 @@ def test_a_bad_file_is_named_by_whichever_process_meets_it(workers, tmp_path):
         take(DomainLoader(data, None, 1, 0, workers, False), 4)
     with pytest.raises(ValueError, match=r"^\S*images/02\.png: must be a readable picture"):
         list(evaluation_loader(data, 3, workers))
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def early(request, monkeypatch):
+    """A signal that comes to a worker before it has begun."""
+    begin = multiprocessing.process.BaseProcess._bootstrap
+
+    def interrupted(self, *given, **more):
+        os.kill(os.getpid(), request.param)
+        return begin(self, *given, **more)
+
+    normal = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(request.param, normal)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "_bootstrap", interrupted)
+    yield
+    signal.signal(request.param, before)
+
+
+def test_a_worker_that_has_just_been_forked_leaves_signals_to_the_trainer_too(early, domains, capfd):
+    batches = iter(DomainLoader(*domains, batch_size=2, seed=0, workers=2, flip=True))
+    assert [next(batches).source_images.shape[0] for _ in range(4)] == [2] * 4
+    batches.close()
+    assert capfd.readouterr().err == ""
+
+
+def _doubled(_shared, job, _tick):
+    return 2 * job
+
+
+@pytest.mark.parametrize("early", [signal.SIGINT], indirect=True)
+def test_a_process_that_has_just_been_forked_to_share_work_leaves_ctrl_c_to_the_first_one(early, capfd):
+    assert sorted(spread(_doubled, None, range(6), 2, 6, "double")) == [0, 2, 4, 6, 8, 10]
+    assert capfd.readouterr().err == ""
 
 
 def test_workers_leave_ctrl_c_and_sigterm_to_the_trainer(domains):
