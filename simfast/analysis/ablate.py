@@ -188,12 +188,11 @@ class _Processes:
         # This very package, also where it is used from a checkout without being installed.
         path = os.pathsep.join(filter(None, (str(Path(simfast.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONPATH": path}
-        if not quiet:
-            self.running[run] = subprocess.Popen(command, env=environment, preexec_fn=_with_us())
-            return
-        with open(run.config.out / CONSOLE, "a") as console:
+        with open(run.config.out / CONSOLE, "a") if quiet else contextlib.nullcontext() as console:
             own = {"stdout": console, "stderr": console, "env": environment}
             self.running[run] = subprocess.Popen(command, **own, preexec_fn=_with_us())
+        if self._received:  # meanwhile, when nobody could hand it on
+            self._hand_on(self._received)
 
     def ended(self) -> list[tuple[Run, int]]:
         """The runs that are over, with their exit codes; waits until one is.

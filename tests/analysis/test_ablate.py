@@ -113,6 +113,22 @@ def test_a_signal_reaches_the_runs_in_progress_which_have_time_to_save(number, j
     assert not runs[jobs].config.out.exists()
 
 
+def test_a_signal_that_comes_while_a_run_is_being_started_reaches_it(shared, tmp_path, monkeypatch):
+    trainer, start = tmp_path / "slow.py", subprocess.Popen
+    ended = tmp_path / "by itself"
+    trainer.write_text(f"import pathlib, time\ntime.sleep(20)\npathlib.Path({str(ended)!r}).touch()")
+
+    def interrupted(*given, **more):
+        process = start(*given, **more)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        ablate.run_all(plan(["aa"], [0], shared), [sys.executable, str(trainer)])
+    assert not ended.exists()
+
+
 def test_in_a_thread_of_another_program_the_runs_are_done_without_signals(shared, trainer):
     runs, failed = plan(["aa"], [0], shared), []
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
