@@ -1,12 +1,10 @@
 """The command `simfast`, from its command line: each command on a run of seconds."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from typing import ClassVar
@@ -157,27 +155,6 @@ def test_an_interrupt_that_a_library_takes_for_something_else_is_one(monkeypatch
     with pytest.raises(SystemExit) as ended:
         main(["train"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err == ""
-
-
-def test_an_interrupt_that_a_library_swallowed_ends_the_command_by_the_error_that_follows(monkeypatch, capsys):
-    def importing(_):
-        with contextlib.suppress(KeyboardInterrupt):  # as torch does while it imports NumPy
-            signal.raise_signal(signal.SIGINT)
-        raise ImportError("cannot load module more than once per process")
-
-    monkeypatch.setattr("simfast.cli.places.require_places", importing)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main(["classes", "cityscapes"])
-        assert ended.value.code == 130
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with pytest.raises(ImportError, match="cannot load module"):
-            main(["classes", "cityscapes"])
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == ""
 
 

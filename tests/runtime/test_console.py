@@ -1,5 +1,6 @@
 """What a program says of itself on a terminal, in a pipe and in a file."""
 
+import importlib
 import logging
 import os
 import re
@@ -102,7 +103,39 @@ def test_another_pipe_that_breaks_is_an_error():
     assert "BrokenPipeError" in done.stderr
 
 
-def test_an_interrupt_where_no_error_gets_out_is_heard_right_after_without_a_word(capfd):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as a terminal has it, where these tests run with it ignored, too."""
+    before, alarm = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGALRM)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGALRM) == alarm
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_in_the_middle_of_an_import_waits_for_its_end(interruptible, tmp_path, monkeypatch):
+    swallowed = "try:\n    signal.raise_signal(signal.SIGINT)\n    time.sleep(0.2)\nexcept BaseException:\n    pass\n"
+    (tmp_path / "half_imported.py").write_text(f"import signal, time\n{swallowed}else:\n    whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def imports_and_waits():
+        importlib.import_module("half_imported")
+        time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt), interrupts_heard():
+        imports_and_waits()
+    assert sys.modules["half_imported"].whole
+
+
+def test_an_interrupt_in_an_import_without_an_end_comes_at_last(interruptible, tmp_path, monkeypatch):
+    monkeypatch.setattr("simfast.runtime.interrupts.LONGEST_IMPORT", 0.1)
+    (tmp_path / "endless.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(20)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt), interrupts_heard():
+        importlib.import_module("endless")
+
+
+def test_an_interrupt_where_no_error_gets_out_is_heard_right_after_without_a_word(interruptible, capfd):
     class Deleted:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
@@ -111,13 +144,9 @@ def test_an_interrupt_where_no_error_gets_out_is_heard_right_after_without_a_wor
         Deleted()
         time.sleep(60)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where these tests run with it ignored, too
     began = time.monotonic()
-    try:
-        with pytest.raises(KeyboardInterrupt), interrupts_heard():
-            deletes_and_waits()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt), interrupts_heard():
+        deletes_and_waits()
     assert time.monotonic() - began < 50  # not when it had waited
     assert capfd.readouterr() == ("", "")
 
