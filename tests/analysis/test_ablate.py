@@ -2,15 +2,11 @@
 
 import dataclasses
 import json
-import logging
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -23,43 +19,11 @@ from simfast.analysis.ablation_table import summarise
 from simfast.analysis.rows import Run, plan
 from simfast.config import Config
 from simfast.config.classes import built_in
-from simfast.config.presets import PRESETS
 from simfast.data import open_dataset
 from simfast.data.parts import arguments_of
 from simfast.data.prepare import prepare
 from simfast.models import checkpoint
 from simfast.report.panels import save_panel
-
-# Stands for the trainer: writes down how it was called, and a result whose score tells its settings.
-TRAINER = """
-import json, pathlib, sys, yaml
-arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-out = pathlib.Path(arguments.get("--out") or pathlib.Path(arguments["--resume"]).parent)
-groups = yaml.safe_load((out / "settings.yaml").read_text()).values()
-settings = {key: value for group in groups for key, value in group.items()}
-with open(out.parent / "calls.txt", "a") as calls:
-    print(out.name, "resumed" if "--resume" in arguments else "new", file=calls)
-if (out.parent / "fail").exists() and settings["method"] == (out.parent / "fail").read_text():
-    sys.exit(3)
-score = settings["lambda_ci"] + settings["seed"] / 100
-last, best = ({"step": 1, "miou": miou, "iou/road": miou / 2} for miou in (score, score + 0.1))
-result = {"seed": settings["seed"], "last": last, "best": best, "environment": {"device": "abacus"}}
-(out / "result.json").write_text(json.dumps(result))
-(out / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 1, "miou": score}) + "\\n")
-"""
-
-
-@pytest.fixture
-def shared(tmp_path):
-    """Settings that all rows share, and their folder."""
-    return dataclasses.replace(PRESETS["gta5"], out=tmp_path)
-
-
-@pytest.fixture
-def trainer(tmp_path):
-    path = tmp_path / "stand_in.py"
-    path.write_text(TRAINER)
-    return [sys.executable, str(path)]
 
 
 def names(runs):
@@ -77,58 +41,6 @@ def test_runs_are_done_once_and_those_begun_are_continued(shared, trainer, tmp_p
     assert Config.from_dict(settings, "itself", Config(out=tmp_path / "aa-seed0")) == runs[0].config
 
 
-SLOW_TRAINER = """
-import pathlib, signal, sys, time
-from simfast.runtime.console import StopSignals
-out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-with StopSignals() as stop:
-    (out / "begun").touch()
-    while not stop.received:
-        time.sleep(0.01)
-    time.sleep(0.5)  # longer than subprocess.run leaves a program after Ctrl-C
-    (out / "last.pt").touch()
-sys.exit(128 + stop.received)
-"""
-
-
-@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
-def test_a_signal_reaches_the_runs_in_progress_which_have_time_to_save(number, jobs, shared, tmp_path):
-    trainer = tmp_path / "slow.py"
-    trainer.write_text(SLOW_TRAINER)
-    runs = plan(["aa", "aa+sim", "source-only"], [0], shared)
-    begun = [run.config.out / "begun" for run in runs[:jobs]]
-
-    def stop():
-        while not all(path.exists() for path in begun):
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    with pytest.raises(SystemExit) as ended:
-        ablate.run_all(runs, [sys.executable, str(trainer)], jobs)
-    assert ended.value.code == 128 + number
-    thread.join()
-    assert [(run.config.out / "last.pt").exists() for run in runs] == [i < jobs for i in range(3)]
-    assert not runs[jobs].config.out.exists()
-
-
-def test_a_signal_that_comes_while_a_run_is_being_started_reaches_it(shared, tmp_path, monkeypatch):
-    trainer, start = tmp_path / "slow.py", subprocess.Popen
-    ended = tmp_path / "by itself"
-    trainer.write_text(f"import pathlib, time\ntime.sleep(20)\npathlib.Path({str(ended)!r}).touch()")
-
-    def interrupted(*given, **more):
-        process = start(*given, **more)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return process
-
-    monkeypatch.setattr(subprocess, "Popen", interrupted)
-    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-        ablate.run_all(plan(["aa"], [0], shared), [sys.executable, str(trainer)])
-    assert not ended.exists()
-
-
 def test_in_a_thread_of_another_program_the_runs_are_done_without_signals(shared, trainer):
     runs, failed = plan(["aa"], [0], shared), []
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -139,65 +51,18 @@ def test_in_a_thread_of_another_program_the_runs_are_done_without_signals(shared
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-# A run that keeps its folder and takes its time to save, in a program that does an ablation of it.
-ABLATION = """
-import dataclasses, pathlib, sys
-from simfast.analysis import ablate
-from simfast.analysis.rows import plan
-from simfast.config.presets import PRESETS
-shared = dataclasses.replace(PRESETS["gta5"], out=pathlib.Path(sys.argv[1]))
-ablate.run_all(plan(["aa"], [0], shared), [sys.executable, sys.argv[2]])
-"""
-KEEPING = """
-import pathlib, signal, sys, time
-from simfast.runtime.console import StopSignals
-from simfast.runtime.lock import locked
-out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-with locked(out, "out"), StopSignals() as stop:
-    (out / "begun").touch()
-    while not stop.received:
-        time.sleep(0.01)
-    time.sleep(1)
-    (out / "last.pt").touch()
-sys.exit(128 + stop.received)
-"""
-
-
-def test_a_killed_ablation_takes_its_run_along_which_saves_and_the_next_one_waits_for_that(
-    shared, trainer, tmp_path, monkeypatch, caplog
-):
-    (tmp_path / "keeping.py").write_text(KEEPING)
-    first = subprocess.Popen([sys.executable, "-c", ABLATION, str(tmp_path), str(tmp_path / "keeping.py")])
-    (run,) = plan(["aa"], [0], shared)
-    while not (run.config.out / "begun").exists():
-        time.sleep(0.01)
-    time.sleep(0.1)
-    with pytest.raises(ValueError, match=r"out: .* must be used by one program at a time, got one in it \(.*wait"):
-        ablate.run_all([run], trainer)
-    first.kill()
-    first.wait()
-    caplog.set_level(logging.INFO, "simfast")
-    monkeypatch.setattr(ablate, "SAVING_SECONDS", 0.3)
-    with pytest.raises(ValueError, match=r"rows: .*aa-seed0 must be used by one program at a time"):
-        ablate.run_all([run], trainer)
-    monkeypatch.undo()
-    assert ablate.run_all([run], trainer) == []
-    assert (tmp_path / "calls.txt").read_text().split() == ["aa-seed0", "resumed"]
-    assert caplog.text.count("another program is in it, as one that saves; waiting for its end") == 2
-
-
-def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, tmp_path):
-    trainer = tmp_path / "meeting.py"
+def test_several_runs_at_a_time_wait_for_what_they_build_on(shared, trainer, tmp_path):
+    meeting = tmp_path / "meeting.py"
     # Each run waits for another one to be in progress or over; the second stage begins when the first has a result.
-    trainer.write_text(
+    meeting.write_text(
         "import time\n"
-        + TRAINER
+        + Path(trainer[1]).read_text()
         + "(out / 'begun').touch()\n"
         + "while len(list(out.parent.glob('*/begun'))) < 2:\n    time.sleep(0.01)\n"
         + "if settings['stage'] == 2:\n    assert pathlib.Path(settings['stage1'], 'result.json').exists()\n"
     )
     runs = plan(["aa+sim+ssl", "aa"], [0], shared)
-    assert ablate.run_all(runs, [sys.executable, str(trainer)], jobs=2) == []
+    assert ablate.run_all(runs, [sys.executable, str(meeting)], jobs=2) == []
     calls = (tmp_path / "calls.txt").read_text().split()[::2]
     assert sorted(calls[:2]) == ["aa+sim-seed0", "aa-seed0"]
     assert calls[2] == "aa+sim+ssl-seed0"
