@@ -98,6 +98,7 @@ def _of_both_stages(folder: Path) -> Config | None:
                 _require_kept(before, stored, ((FREE_ON_RESUME | MOVABLE) - {"steps"}) | {"stage"}, last)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
+            break  # the second stage has begun with the settings of the first
         return stored
     for last in filter(Path.is_file, of_stages):
         log.info("%s: is empty, as after a power loss; the settings are those of %s", path, last)
