@@ -7,8 +7,12 @@ KINDS = ("labels", "colour", "overlay")
 LIST_FILE = "classes.yaml"
 THRESHOLDS_FILE, PROGRESS_FILE = "thresholds.json", ".progress.pt"
 """Of pseudo labels, finished and not."""
-_RUN = ("config.yaml", ("last.pt", "best.pt", "metrics.jsonl", "log.txt"))
-_PART = ("images-00000.npy", ("index.json", "shard-00000.json"))
+_OTHERS = {
+    "folders of runs": ("config.yaml", ("last.pt", "best.pt", "metrics.jsonl", "log.txt")),
+    "folders of ablations": ("ablation.json", ("ablation.md",)),
+    "folders of prepared data": ("images-*.npy", ("index.json", "shard-*.json")),  # of any shard: a kill leaves any
+}
+"""What such a folder has in any case, and one of which it has, too."""
 HEADER = "# What the ids in labels/ are, as `simfast predict` wrote them. With --classes, this file reads them.\n"
 
 
@@ -32,11 +36,13 @@ def written_here(folder: Path) -> str | None:
         return "folders of predictions"
     if _holds(folder, THRESHOLDS_FILE) or _holds(folder, PROGRESS_FILE):
         return "folders of pseudo labels"
-    for what, (sure, others) in {"folders of runs": _RUN, "folders of prepared data": _PART}.items():
+    for what, (sure, others) in _OTHERS.items():
         if _holds(folder, sure) and any(_holds(folder, other) for other in others):
             return what
     return None
 
 
 def _holds(folder: Path, name: str) -> bool:
-    return os.path.isfile(folder / name)
+    if "*" not in name:
+        return os.path.isfile(folder / name)
+    return any(path.is_file() for path in folder.glob(name))

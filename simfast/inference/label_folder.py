@@ -71,7 +71,8 @@ def finished_labels(
         if not map_path(out, name).is_file():
             raise ValueError(f"{map_path(out, name)}: must be there, as {path} says, got nothing; remove {out}")
     _require_unchanged(out, result)
-    (out / PROGRESS_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a read-only file system refuses it also where there is none
+        (out / PROGRESS_FILE).unlink(missing_ok=True)
     return result
 
 
@@ -180,7 +181,7 @@ def _read_thresholds(path: Path) -> dict[str, Any]:
         if expected is not None and expected != _checksum_of(result):
             raise ValueError("another checksum")
         result["fingerprint"], _require_figures(result)
-        if any(not isinstance(word, str) for pair in result.get("checksums", {}).items() for word in pair):
+        if any(not isinstance(word, str | None) for word in result.get("checksums", {}).values()):
             raise TypeError("checksums must be words")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         rule = "must be what pseudo labels come with"
@@ -202,6 +203,8 @@ def _require_figures(result: dict[str, Any]) -> None:
 def _is_cut(path: Path) -> bool:
     """Whether a thresholds.json that cannot be read is what a power loss leaves of one of ours."""
     content = path.read_bytes().rstrip(b"\0")
+    if content.rstrip().endswith(b"\n}"):  # a whole one, in which somebody's editing went wrong
+        return False
     with contextlib.suppress(ValueError, RecursionError):
         json.loads(content)
         return False
@@ -216,9 +219,11 @@ def _require_unchanged(folder: Path, result: dict[str, Any]) -> None:
     if "checksums" not in result:
         log.warning("%s: made by an older version, so that label maps that change pass unseen", folder)
     for name, expected in result.get("checksums", {}).items():
+        if expected is None:  # changed by hand, and meant
+            continue
         path = map_path(folder, name)
-        remedy = f"remove {folder} to make all anew (if it is meant: strike its checksum from {THRESHOLDS_FILE}, "
-        remedy += "and the file's own, which is the last line)"
+        remedy = f"remove {folder} to make all anew, or, if it is meant, write null for {name} and for checksum in "
+        remedy += THRESHOLDS_FILE
         try:
             found = map_checksum(folder, name)
         except OSError as error:

@@ -19,6 +19,7 @@ from torch import nn
 
 from simfast.config.classes import Classes
 from simfast.data.classes import palette
+from simfast.data.listing import find_files, sentences
 from simfast.data.pictures import IMAGE_SUFFIXES, read_image
 from simfast.data.predictions import HEADER, KINDS, LIST_FILE, is_own_list, written_here
 from simfast.inference.evaluate import full_size_labels
@@ -181,15 +182,14 @@ def _output_names(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
 
 def _pictures(folder: Path, out: Path) -> list[Path]:
     own = {os.path.realpath(out / kind) for kind in KINDS}
-    found = []
-    for root, folders, files in os.walk(folder):
-        below = {f: Path(root) / f for f in sorted(folders) if f[0] != "."}
-        left = {f: written_here(path) for f, path in below.items()}
-        for f in filter(left.get, below):
-            log.info("%s: passed over, as %s are", below[f], left[f])
-        folders[:] = [f for f, path in below.items() if not left[f] and os.path.realpath(path) not in own]
-        found += [Path(root) / f for f in sorted(files) if f[0] != "." and f.lower().endswith(IMAGE_SUFFIXES)]
-    return found
+
+    def leave(found: Path) -> str | None:
+        return "folders of outputs" if os.path.realpath(found) in own else written_here(found)
+
+    found, passed_over = find_files(folder, IMAGE_SUFFIXES, leave=leave)
+    for sentence in sentences(folder, passed_over):
+        log.info("%s", sentence)
+    return list(found)
 
 
 def _ids(classes: Classes, label_ids: bool) -> np.ndarray:

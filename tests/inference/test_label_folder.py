@@ -1,13 +1,15 @@
 """A folder of pseudo labels is as it was made, or is made anew or named."""
 
+import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from label_makers import NAMES, Network, Pictures, contents, make, said
+from label_makers import NAMES, Network, Pictures, contents, make, read, said
 from PIL import Image
 
 from simfast.inference.label_folder import require_labels
@@ -105,6 +107,38 @@ def test_a_map_that_changes_after_it_was_made_is_named(tmp_path, straight, chang
     for call in (lambda: require_labels(out, NAMES), lambda: make(out)):
         with pytest.raises(ValueError, match=r"street_004\.png: must be "):
             call()
+
+
+def test_a_map_that_is_changed_by_hand_is_kept_in_the_way_that_is_said(tmp_path, straight):
+    out = tmp_path / "straight"
+    for name in ("street_004", "street_008"):  # the last one, too
+        other_map(out / f"{name}.png")
+        path = out / "thresholds.json"
+        with pytest.raises(ValueError, match=rf"{name}\.png: .*null for {name} and for checksum in thresholds\.json"):
+            make(out)
+        path.write_text(re.sub(rf'"({name}|checksum)": "\w+"', r'"\1": null', path.read_text()))
+        make(out)
+        require_labels(out, NAMES)
+    assert not read(out / "street_004.png").any()
+
+
+@pytest.mark.parametrize("line", ["images", "fingerprint", "street_008", "checksum"])
+def test_a_slip_in_what_is_said_of_them_removes_no_map(tmp_path, straight, line):
+    path = tmp_path / "straight/thresholds.json"
+    path.write_text(re.sub(rf'( "{line}": [^,\n]+),?\n', r"\1,,\n", path.read_text()))
+    for call in (lambda: require_labels(path.parent, NAMES), lambda: make(path.parent)):
+        with pytest.raises(ValueError, match=r"thresholds\.json: must be what pseudo labels come with"):
+            call()
+    assert contents(path.parent).keys() == straight.keys()
+
+
+def test_a_finished_set_is_taken_where_nothing_can_be_written(tmp_path, straight, monkeypatch):
+    def read_only(path, missing_ok=False):  # as of a read-only mount, whether or not the file is there
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", read_only)
+    make(tmp_path / "straight")
+    assert contents(tmp_path / "straight") == straight
 
 
 def test_maps_without_checksums_are_taken_as_they_are_and_that_is_said(tmp_path, straight, caplog):

@@ -283,8 +283,8 @@ def test_what_simfast_wrote_among_photographs_is_no_photograph(tmp_path, caplog)
     part = prepare(photos, tmp_path / "heap/cache", 0)
     unfinished = tmp_path / "heap/cache/unfinished"
     unfinished.mkdir()
-    (unfinished / "images-00000.npy").write_bytes((part / "images-00000.npy").read_bytes())
-    (unfinished / "shard-00000.json").write_text("{}")
+    (unfinished / "images-00001.npy").write_bytes((part / "images-00000.npy").read_bytes())
+    (unfinished / "shard-00001.json").write_text("{}")
     make_pseudo_labels(
         Brightness(), photos, tmp_path / "heap/labelled", "rgb", CPU, class_names=[str(i) for i in range(19)]
     )
@@ -293,11 +293,16 @@ def test_what_simfast_wrote_among_photographs_is_no_photograph(tmp_path, caplog)
         for name in ("config.yaml", "last.pt"):
             (tmp_path / "heap" / run / name).write_text("")
         Image.fromarray(picture(0, 40, 40)).save(tmp_path / "heap" / run / "panel-00001.png")
+    (tmp_path / "heap/rows").mkdir()
+    for name in ("ablation.json", "ablation.md"):
+        (tmp_path / "heap/rows" / name).write_text("")
+    Image.fromarray(picture(0, 40, 40)).save(tmp_path / "heap/rows/panel.png")
     again = open_dataset("folder", tmp_path / "heap", "train", (32, 32), labelled=False)
     assert again.names == photos.names == ["a", "album/b"]
     said = "\n".join(again.passed_over)
     for what, example in (
         ("folders of runs are passed over (2, such as all/stage1)", "run"),
+        ("folders of ablations are passed over (1, such as rows)", "rows"),
         ("folders of prepared data are passed over (2, such as cache/", "cache"),
         ("folders of pseudo labels are passed over (1, such as labelled)", "labelled"),
     ):
@@ -305,7 +310,23 @@ def test_what_simfast_wrote_among_photographs_is_no_photograph(tmp_path, caplog)
     with caplog.at_level(logging.INFO):
         predict(Brightness(), "rgb", tmp_path / "heap", tmp_path / "out", target_size=(32, 32))
     assert files_of(tmp_path / "out/labels") == ["a.png", "album/b.png"]
-    assert f"{tmp_path / 'heap/labelled'}: passed over, as folders of pseudo labels are" in caplog.text
+    assert "folders of pseudo labels are passed over (1, such as labelled)" in caplog.text
+
+
+def test_a_folder_is_searched_as_those_to_train_on_are(tmp_path, caplog):
+    for folder in ("photos/day", "photos/@eaDir", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(picture(0, 40, 40)).save(tmp_path / folder / "a.png")
+    (tmp_path / "photos/b.heic").write_bytes(b"")
+    for link, to in (("night", "elsewhere"), ("loop", "photos")):
+        (tmp_path / "photos" / link).symlink_to(tmp_path / to)
+    with caplog.at_level(logging.INFO):
+        predict(Brightness(), "rgb", tmp_path / "photos", tmp_path / "out", target_size=(32, 32))
+    assert files_of(tmp_path / "out/labels") == ["day/a.png", "night/a.png"]
+    photos = open_dataset("folder", tmp_path / "photos", "train", (32, 32), labelled=False)
+    assert photos.names == ["day/a", "night/a"]
+    assert len(photos.passed_over) == 3
+    assert all(said in caplog.text for said in photos.passed_over)
 
 
 def test_a_write_that_fails_leaves_the_old_files(tmp_path, monkeypatch):
