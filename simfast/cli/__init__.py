@@ -67,4 +67,18 @@ def call(argv: Sequence[str]) -> Any:
             raise SystemExit(130) from None
         if isinstance(error, ValueError | OSError):
             raise SystemExit(f"simfast {argv[0]}: {error}") from error
+        if text := _out_of_memory(error):  # of a run, with its settings, training says it
+            raise SystemExit(f"simfast {argv[0]}: {text}") from error
         raise
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    from simfast.training.failures import is_of_gpu, of_memory
+
+    if (cause := of_memory(error)) is None:
+        return None
+    on_gpu = is_of_gpu(cause)
+    came = str(cause).strip().splitlines() or [type(cause).__name__]
+    helps = f"--target-size (of predict --input-size), {'--device cpu' if on_gpu else 'fewer --workers'}"
+    what = f"out of memory on the {'GPU' if on_gpu else 'CPU'} ({came[0]}); what helps: a smaller {helps}"
+    return f"{what} or memory that other programs give back"

@@ -27,11 +27,7 @@ def explained(error: BaseException, config: Config, trainer: Trainer | None = No
         config: the run's settings.
         trainer: its networks, if there are any yet.
     """
-    if isinstance(error, ValueError | OSError):  # which says all itself
-        return None
-    cause: BaseException | None = error
-    while cause is not None and not _is_of_memory(cause):
-        cause = cause.__cause__ or cause.__context__
+    cause = of_memory(error)
     if cause is None:
         return None
     while error is not None:
@@ -40,7 +36,7 @@ def explained(error: BaseException, config: Config, trainer: Trainer | None = No
     gc.collect()
     # Our ops say which device only where torch lets them know.
     of_ops = trainer is not None and trainer.device.type == "cuda" and ": no memory for " in str(cause)
-    on_gpu = isinstance(cause, torch.OutOfMemoryError) or "CU" in str(cause) or of_ops
+    on_gpu = is_of_gpu(cause) or of_ops
     if on_gpu:
         torch.cuda.empty_cache()
     if trainer is not None:
@@ -51,6 +47,21 @@ def explained(error: BaseException, config: Config, trainer: Trainer | None = No
     what = f"out of memory on the {'GPU' if on_gpu else 'CPU'} with {sizes}, batch_size {config.batch_size}, "
     what += f"{config.arch} in {precision}"
     return ValueError(f"{what}; {_remedy(config, precision, on_gpu)}")
+
+
+def of_memory(error: BaseException) -> BaseException | None:
+    """The error of too little memory that another one comes of, or is; None where there is none."""
+    if isinstance(error, ValueError | OSError):  # which says all itself
+        return None
+    cause: BaseException | None = error
+    while cause is not None and not _is_of_memory(cause):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def is_of_gpu(cause: BaseException) -> bool:
+    """Whether it is the GPU's memory that an error of `of_memory` speaks of."""
+    return isinstance(cause, torch.OutOfMemoryError) or "CU" in str(cause)
 
 
 def retold(error: Exception, text: str) -> Exception:

@@ -309,6 +309,24 @@ def test_errors_are_one_line_that_names_the_command(settings, tmp_path):
     assert "nowhere" in simfast("evaluate", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "CPU"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "GPU"),
+    ],
+)
+def test_where_memory_is_short_it_is_said_and_what_helps(error, where, run, tmp_path, monkeypatch):
+    def short(*_):
+        raise error
+
+    monkeypatch.setattr("simfast.inference.predict.normalise", short)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=rf"simfast predict: out of memory on the {where} \(.*--input-size.*") as ended:
+        main(["predict", str(run[0]), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")])
+    assert ("--device cpu" in str(ended.value)) == (where == "GPU")
+
+
 def test_a_bad_value_is_told_once(capsys):
     assert simfast("train", "--steps", "many") == 2
     assert capsys.readouterr().err.count("Error parsing --steps") == 1
