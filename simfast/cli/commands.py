@@ -81,7 +81,7 @@ class Evaluate:
 
     def run(self) -> int:
         from simfast.data.loader import evaluation_loader
-        from simfast.data.parts import held_out_name, open_part, warn_if_void
+        from simfast.data.parts import asked_classes, held_out_name, open_part, warn_if_void
         from simfast.inference.evaluate import evaluate
         from simfast.report.scores import evaluation_report, evaluation_text
 
@@ -89,7 +89,7 @@ class Evaluate:
         held_out = open_part(config, "held-out")
         # What is scored must not ask for the source's files: the held-out labels' classes where nothing else is said.
         auto = config.score_classes == "auto"
-        class_ids = held_out.class_ids if auto else config.classes.sets[config.score_classes]
+        class_ids = held_out.class_ids if auto else asked_classes(config, held_out)
         scores, _ = evaluate(
             restored.model,
             evaluation_loader(held_out, 1, config.workers, restored.device),

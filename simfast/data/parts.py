@@ -83,13 +83,18 @@ def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> D
     except ValueError as error:
         remedy = None
         if part == "report":
-            remedy = f"--report-split None where its {config.report_split!r} is not to be scored"
+            remedy = without_report(config)
         elif part == "held-out" and config.eval_images is None:
             remedy = f"--eval-split none where nothing of it is labelled, in place of {config.eval_split!r}; "
             remedy += "--eval-images and --eval-labels for a labelled set apart"
         if remedy is None or config.target_root is None or not config.target_root.is_dir():
             raise
         raise ValueError(f"{error} (of the target; give {remedy})") from error
+
+
+def without_report(config: Config) -> str:
+    """What to give where the part to report on is what keeps a run from its end."""
+    return f"--report-split None where its {config.report_split!r} is not to be scored"
 
 
 def held_out_name(config: Config) -> str:
@@ -141,30 +146,41 @@ def require_same_data(stored: dict[str, Any], now: dict[str, Any], where: Path) 
                 raise ValueError(f"{part}: must have {rule} as when {where} was written, got {came}; {remedy}")
 
 
-def scored_classes(config: Config, labelled: Dataset | Mixture, held_out: Dataset) -> list[int]:
-    """The classes whose mean IoU decides which checkpoint is best.
+_OTHER_PART = {"held-out": "another --eval-split or --eval-images", "report": "another --report-split, or None"}
+
+
+def scored_classes(config: Config, labelled: Dataset | Mixture, scored: Dataset, part: str = "held-out") -> list[int]:
+    """The classes of the mean IoU, which on the held-out part decides which checkpoint is best.
 
     Args:
         labelled: what is trained on with labels.
-        held_out: what is scored on.
+        scored: what is scored on.
+        part: which part that is, "held-out" or "report".
 
     Raises:
-        ValueError: the held-out labels lack a class that was asked for, or the two have none in common.
+        ValueError: its labels lack a class that was asked for, or the two have none in common.
     """
     if config.score_classes != "auto":
-        wanted = sorted(config.classes.sets[config.score_classes])
-        if not set(wanted) <= set(held_out.class_ids):
-            raise ValueError(
-                f"score_classes: {config.score_classes} must be among the held-out labels' classes, which are "
-                f"{list(held_out.class_ids)}"
-            )
-        return wanted
-    class_ids = sorted(set(labelled.class_ids) & set(held_out.class_ids))
+        return asked_classes(config, scored, part)
+    class_ids = sorted(set(labelled.class_ids) & set(scored.class_ids))
     if not class_ids:
-        raise ValueError(
-            f"source and target: must label a class in common, got {labelled.class_ids}, {held_out.class_ids}"
-        )
+        came = f"{labelled.class_ids}, {scored.class_ids}; give {_OTHER_PART[part]}"
+        raise ValueError(f"source and target: must label a class in common, got {came}")
     return class_ids
+
+
+def asked_classes(config: Config, scored: Dataset, part: str = "held-out") -> list[int]:
+    """The classes of the score set that the settings name; arguments and errors as `scored_classes`."""
+    sets, names = config.classes.sets, config.classes.names
+    wanted, there = sorted(sets[config.score_classes]), set(scored.class_ids)
+    if lacking := [names[c] for c in wanted if c not in there]:
+        rule = f"must be a set whose every class the {part} labels can have"
+        came = f"{config.score_classes}, and they lack {', '.join(lacking)}"
+        others = ["auto", *(name for name, class_ids in sets.items() if set(class_ids) <= there)]
+        # Which a resumed run keeps.
+        remedy = "" if config.resume else f"--score-classes {' or '.join(others)}, or "
+        raise ValueError(f"score_classes: {rule}, got {came}; give {remedy}{_OTHER_PART[part]}")
+    return wanted
 
 
 def warn_if_void(row: dict[str, Any], scored: Dataset) -> None:

@@ -1,12 +1,13 @@
 """What a run looks at before its first step: a sample of its data, so that what is wrong shows now, not hours later."""
 
 import logging
+from collections.abc import Mapping
 
 from simfast.config import Config
 from simfast.config.classes import IGNORE
 from simfast.data.check import SAMPLE, check_sample
 from simfast.data.order import GO_ON, Dataset, Mixture
-from simfast.data.parts import source_parts
+from simfast.data.parts import source_parts, without_report
 
 log = logging.getLogger("simfast")
 
@@ -15,7 +16,11 @@ SECONDS = 3.0
 
 
 def first_look(
-    config: Config, labelled: Dataset | Mixture, target: Dataset | None, scored: Dataset | None, pseudo: bool
+    config: Config,
+    labelled: Dataset | Mixture,
+    target: Dataset | None,
+    scored: Mapping[str, Dataset | None],
+    pseudo: bool,
 ) -> None:
     """Checks a sample of each part as `simfast check-data` checks all of it, and logs what is suspicious.
 
@@ -23,7 +28,7 @@ def first_look(
         config: the run's settings.
         labelled: what is trained on with labels.
         target: what is adapted to, if anything.
-        scored: what is scored on, if anything.
+        scored: what is scored on, if anything, by its part: "held-out", "report".
         pseudo: whether the target's labels are a network's, which are not judged.
 
     Raises:
@@ -34,17 +39,17 @@ def first_look(
     else:
         sources = labelled.datasets if isinstance(labelled, Mixture) else (labelled,)
         parts = dict(zip(source_parts(config), sources, strict=True)) | {"target": target}
-    parts = {part: dataset for part, dataset in (parts | {"held-out": scored}).items() if dataset is not None}
+    parts = {part: dataset for part, dataset in (parts | dict(scored)).items() if dataset is not None}
     warned = False
     for part, dataset in parts.items():
         found = check_sample(dataset, part, SECONDS / len(parts), labels=not (pseudo and part == "target"))
         void = found.pixels is not None and not found.pixels[:IGNORE].any()
-        if part != "held-out" and len(found.problems) <= config.skip_bad_files and not void:
+        if part not in scored and len(found.problems) <= config.skip_bad_files and not void:
             found.warnings.extend(found.problems)
         elif found.problems:
             more = f" (problems in a sample: {len(found.problems)}; `simfast check-data` lists all)"
-            few = part != "held-out" and not void and 2 * len(found.problems) <= min(found.images, SAMPLE)
-            remedy = f"; {GO_ON}" if few else ""
+            few = part not in scored and not void and 2 * len(found.problems) <= min(found.images, SAMPLE)
+            remedy = f"; {GO_ON}" if few else f"; give {without_report(config)}" if part == "report" else ""
             raise ValueError(found.problems[0] + (more if len(found.problems) > 1 else "") + remedy)
         for text in found.warnings:
             log.warning("%s: %s", part, text)

@@ -91,8 +91,8 @@ class Keeper:
 
     @contextlib.contextmanager
     def saving_on_error(self) -> Iterator[None]:
-        """Context of all steps. Where it ends in an error, the state after the last whole step is saved first, unless
-        it is not sound; the error then says in one line what was kept and how to go on."""
+        """Context of all steps, and of what follows the last. Where it ends in an error, the state after the last whole
+        step is saved first, unless it is not sound; the error then says in one line what was kept and how to go on."""
         try:
             yield
         except Exception as error:

@@ -2,19 +2,36 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from simfast.config import Config
 from simfast.data.loader import DomainLoader
 from simfast.data.order import Dataset, Mixture
-from simfast.data.parts import inventory, open_part, open_source, require_same_data, source_parts
+from simfast.data.parts import inventory, open_part, open_source, require_same_data, scored_classes, source_parts
 from simfast.runtime import distributed
 from simfast.training.first_look import first_look
 from simfast.training.looks import Scoring, Watching
 
 log = logging.getLogger("simfast")
+
+
+class RunData(NamedTuple):
+    """
+    Attributes:
+        loader: training batches, this process's share of them.
+        labelled: what is trained on with labels.
+        looks: what the run is looked at by.
+        report: what is scored once more at its end, if anything.
+        inventory: `simfast.data.parts.inventory` of what it trains on and is looked at by.
+    """
+
+    loader: DomainLoader
+    labelled: Dataset | Mixture
+    looks: Scoring | Watching
+    report: Dataset | None
+    inventory: dict[str, Any]
 
 
 def open_data(
@@ -23,10 +40,9 @@ def open_data(
     position: int,
     pseudo_labels: Path | None,
     resumed: dict[str, Any] | None = None,
-) -> tuple[DomainLoader, Dataset | Mixture, Scoring | Watching, dict[str, Any]]:
-    """Training batches from a position on, this process's share of them; what is trained on with labels; what the run
-    is looked at by; and the `inventory` of it all. target-only trains on the target's labels as source-only does on the
-    source's. At position 0 all of it is checked by a sample.
+) -> RunData:
+    """All data of a run, with training batches from a position on. target-only trains on the target's labels as
+    source-only does on the source's. At position 0 all of it is checked by a sample.
 
     Args:
         config: the run's settings.
@@ -41,9 +57,13 @@ def open_data(
     target = open_part(config, "target", pseudo_labels)
     labelled = target if config.method == "target-only" else open_source(config)
     looks = (Scoring if config.scored else Watching)(config, labelled, device)
+    report = None if config.report_split is None else open_part(config, "report")
+    if report is not None:
+        scored_classes(config, labelled, report, "report")  # what is not there shows now
     seen = target if config.uses_target or config.transfer != "none" else None
     if position == 0:
-        distributed.on_lead(first_look, config, labelled, seen, looks.scored, pseudo_labels is not None)
+        apart = {"held-out": looks.scored, "report": report}
+        distributed.on_lead(first_look, config, labelled, seen, apart, pseudo_labels is not None)
     parts = {"target": seen, "held-out": looks.scored} | source_of(config, labelled)
     data = inventory(config, {part: dataset for part, dataset in parts.items() if dataset is not None})
     if resumed and "data" in resumed:
@@ -64,7 +84,7 @@ def open_data(
     if seen is not None:
         text += ", {} target ({}, {}x{})".format(len(seen), config.target, *config.target_size)
     log.info("data: %s, %s", text, looks.about)
-    return loader, labelled, looks, data
+    return RunData(loader, labelled, looks, report, data)
 
 
 def source_of(config: Config, labelled: Dataset | Mixture) -> dict[str, Dataset]:

@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from simfast.config import Config
-from simfast.data.parts import open_part
 from simfast.models import checkpoint
 from simfast.report.metrics import Metrics
 from simfast.report.panels import save_panel
@@ -137,13 +136,12 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
     here = found_again(config, resumed) if resumed else config
     pseudo_labels = distributed.on_lead(find_pseudo_labels, here, device, out) if config.stage == 2 else None
     try:
-        loader, labelled, looks, data = open_data(here, device, first, pseudo_labels, resumed)
+        loader, labelled, looks, report, data = open_data(here, device, first, pseudo_labels, resumed)
     except ValueError as error:
         if not (resumed and is_lost(here)):
             raise
         remedy = "where the data have moved, --resume takes the new place too: --source-root, --target-root"
         raise ValueError(f"{error}; {remedy}") from error
-    report = None if config.report_split is None else open_part(here, "report")  # what is missing shows now
     trainer = build_trainer(here, device, resumed)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
@@ -206,7 +204,8 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
     result |= looks.found()
     table = looks.table({name: result[name] for name in ("last", "best")})
     if report is not None:
-        result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled, report)
+        with keeper.saving_on_error():
+            result["report"], reported = distributed.on_lead(score_report, config, trainer, out, labelled, report)
         table = reported if config.scored else f"{table}\n\n{reported}"
     if lead:
         write_results(config, out, result, table)
