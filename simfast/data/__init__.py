@@ -16,7 +16,7 @@ from simfast.data.classes import PUBLISHED, coding_of, read_ids
 from simfast.data.dataset import Description, SegmentationDataset, require_complete
 from simfast.data.folder import open_folder
 from simfast.data.gta5 import open_gta5
-from simfast.data.labels import LabelCoding
+from simfast.data.labels import LabelCoding, beside_own_list
 from simfast.data.streets import open_streets
 from simfast.data.synthia import open_synthia
 
@@ -83,7 +83,8 @@ def open_dataset(
     if name not in NAMES:
         raise ValueError(f"name: must be one of {', '.join(NAMES)}, got {name!r}")
     if name in PUBLISHED and classes.built_in and ids is not None:
-        raise ValueError(f"ids: {name} has its own id map and takes none, got {ids}")
+        rule = f"{name} has its own id map and takes none with the class list {classes}"
+        raise ValueError(f"ids: {rule}, got {ids}; give it{beside_own_list(classes)}")
     if name != "folder" and (image_files, label_files) != (None, None):
         given = f"{image_files or label_files}"
         raise ValueError(f"label_files: {name} has its own places for images and labels and takes none, got {given}")

@@ -56,6 +56,11 @@ class LabelCoding:
             return self.present
         return tuple(sorted({*self.ids.values(), *self.colours.values()} - {IGNORE}))
 
+    @property
+    def takes_map(self) -> bool:
+        """Whether a user's id map may say otherwise: a built-in class list reads a published set by its own table."""
+        return not (self.published and self.classes.built_in)
+
     def read(self, path: Path) -> np.ndarray:
         """Train ids, uint8 [H, W], of a label file: PNG, BMP, TIFF or NPY.
 
@@ -184,6 +189,7 @@ class LabelCoding:
         if reading.kind == "ids":
             rule = f"label ids must be among {_ranges(self.ids) or 'those of the class list, which has none'}"
             remedy = "list them in a class file (--classes FILE), or map them with --source-ids or --target-ids FILE"
+            remedy += "" if self.takes_map else beside_own_list(self.classes)
         else:
             rule = f"label colours must be among the {len(self.colours)} of the class list {self.classes}"
             remedy = "list them in a class file (--classes FILE)"
@@ -191,6 +197,12 @@ class LabelCoding:
 
     def _name(self, train: int | None) -> str:
         return "not listed" if train is None else "don't care" if train == IGNORE else repr(self.classes.names[train])
+
+
+def beside_own_list(classes: Classes) -> str:
+    """What an id map of a published set has to be given with in place of a built-in class list, for errors."""
+    copy = f"a file of what `simfast classes {classes}` prints; data without a map are then read by its ids"
+    return f" beside --classes COPY ({copy})"
 
 
 _GIVE_COLOURS = (

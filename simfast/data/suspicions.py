@@ -8,6 +8,7 @@ from pathlib import Path
 from simfast.config.classes import IGNORE, RGB
 from simfast.data.classes import PUBLISHED
 from simfast.data.inspection import Inspection
+from simfast.data.labels import beside_own_list
 from simfast.data.order import Dataset
 
 MOSTLY = 0.5
@@ -43,7 +44,7 @@ class Found:
         self.labelled = [item for item in self.items if item.pixels]
         self.ids = _sum(item.ids for item in self.items)
         self.classes = dataset.coding.classes
-        self.ids_option = "--source-ids" if part.startswith("source") else "--target-ids"
+        self._ids_option = "--source-ids" if part.startswith("source") else "--target-ids"
 
     @property
     def pixels(self) -> Counter[int]:
@@ -72,9 +73,10 @@ class Found:
         table = self.dataset.coding.ids
         return [i for i, _ in self.ids.most_common() if table.get(i, IGNORE) == IGNORE]
 
-    def says_which(self) -> str:
-        """The options that say which id is which class."""
-        return f"{self.ids_option} FILE or --classes FILE"
+    def says_which(self, example: str | None = None) -> str:
+        """The options that say which id is which class, with an example of what a map has to hold."""
+        text = f"{self._ids_option} FILE" + (f" with {{{example}}}" if example else "")
+        return text + (" or --classes FILE" if self.dataset.coding.takes_map else beside_own_list(self.classes))
 
 
 def suspicions(found: Found) -> list[str]:
@@ -109,10 +111,10 @@ def one_class(found: Found) -> str | None:
     if not void:
         return f"{text}; if there are more, {found.says_which()} names them"
     ids = sorted(found.ids)
-    example = f" with {{{', '.join(f'{raw}: {train}' for train, raw in enumerate(ids))}}}" if len(ids) < 6 else ""
+    example = ", ".join(f"{raw}: {train}" for train, raw in enumerate(ids)) if len(ids) < 6 else None
     return (
         f"{text}, such as {found.label(_most(found.labelled, _void_share))}, and {_some(void)} is read as don't care; "
-        f"if it is a class, {found.ids_option} FILE{example} or --classes FILE says so"
+        f"if it is a class, {found.says_which(example)} says so"
     )
 
 
@@ -171,11 +173,11 @@ def other_ids(found: Found) -> str | None:
     foreign = _share(ids, lambda raw: raw not in named)
     is_identity = all(table.get(i) == i for i in train_ids)
     if not is_identity and foreign > FOREIGN and set(ids) <= set(train_ids):
+        example = f"0: 0, 1: 1, ... {count - 1}: {count - 1}, {IGNORE}: {IGNORE}"
         return (
             f"{found.where}: ids look like train ids: all are within 0-{count - 1}, and {foreign:.0%} of the pixels "
             f"have one that stands for no class here ({_some(i for i in ids if i not in named)}), such as in "
-            f"{found.label(_first(found.items))}; if so, {found.ids_option} FILE with "
-            f"{{0: 0, 1: 1, ... {count - 1}: {count - 1}, {IGNORE}: {IGNORE}}}"
+            f"{found.label(_first(found.items))}; if so, {found.says_which(example)} says so"
         )
     if is_identity and not set(ids) <= set(table):
         for name in ("cityscapes", "gta5", "synthia"):
@@ -185,7 +187,7 @@ def other_ids(found: Found) -> str | None:
                 example = ", ".join(f"{i}: {raw[i]}" for i in sorted(ids) if raw[i] in found.classes.names)
                 return (
                     f"{found.where}: ids look like those of {name} where train ids are expected, such as in "
-                    f"{found.label(_first(found.items))}; if so, {found.ids_option} FILE with {{{example}}}"
+                    f"{found.label(_first(found.items))}; if so, {found.says_which(example)} says so"
                 )
     return None
 

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from trees import picture, save
+from trees import make_cityscapes, picture, save
 
+from simfast.cli import call
 from simfast.config.classes import classes_of
 from simfast.data import open_dataset
 from simfast.data.check import check_part
@@ -96,10 +97,36 @@ def test_all_dont_care_is_a_problem_of_what_is_trained_on_and_a_pity_of_what_is_
     assert (report.problems, report.warnings) == ([], [text.replace("--source-ids", "--target-ids")])
 
 
-def test_train_ids_where_those_of_a_published_set_are_expected(tmp_path):
-    text = warning(tmp_path, [scene(i) for i in range(3)], "gta5")
-    assert text.startswith("labels: ids look like train ids: all are within 0-18, and ")
-    assert "such as in labels/0000.png; if so, --source-ids FILE with {0: 0, 1: 1, ... 18: 18, 255: 255}" in text
+@pytest.mark.parametrize("void", [False, True])
+def test_train_ids_where_those_of_a_published_set_are_expected(void, tmp_path, capsys):
+    """A published set takes an id map only beside a list of the user's: what is said is done, and does it."""
+    labels = [scene(i) for i in range(3)]
+    for label in labels if void else ():
+        label[-4:] = 255
+    report = found(tmp_path, labels, "gta5")
+    (text,) = report.warnings
+    assert text.startswith(f"{tmp_path}/labels: ids look like train ids: all are within 0-18, and ")
+    assert "such as in " in text
+    advice = " FILE{} beside --classes COPY (a file of what `simfast classes cityscapes` prints; "
+    example = " with {0: 0, 1: 1, ... 18: 18, 255: 255}"
+    assert f"if so, --source-ids{advice.format(example)}" in text
+    assert len(report.problems) == (3 if void else 0)
+    assert all(f"--source-ids or --target-ids{advice.format('')}" in problem for problem in report.problems)
+
+    capsys.readouterr()
+    call(["classes", "cityscapes"])
+    copy, ids = tmp_path / "copy.yaml", tmp_path / "ids.yaml"
+    copy.write_text(capsys.readouterr().out)
+    ids.write_text("".join(f"{i}: {i}\n" for i in (*range(19), 255)))
+    make_cityscapes(tmp_path / "target")
+    said = ["--source-ids", str(ids), "--classes", str(copy)]
+    roots = ["--source-root", str(tmp_path), "--target-root", str(tmp_path / "target")]
+    assert call(["check-data", "--preset", "gta5", "--workers", "0", *roots, *said]) == 0
+    checked = capsys.readouterr().out
+    assert "source: 3 images, no problem\n" in checked
+    assert "held-out: 4 images, no problem\n" in checked
+    mended = open_dataset("gta5", tmp_path, "train", (128, 96), classes=classes_of(copy), ids=ids)
+    assert all(np.array_equal(mended.label(i), label) for i, label in enumerate(labels))
 
 
 def test_ids_of_a_published_set_where_train_ids_are_expected(tmp_path):
