@@ -44,7 +44,7 @@ class Found:
         self.labelled = [item for item in self.items if item.pixels]
         self.ids = _sum(item.ids for item in self.items)
         self.classes = dataset.coding.classes
-        self._ids_option = "--source-ids" if part.startswith("source") else "--target-ids"
+        self.domain = "source" if part.startswith("source") else "target"
 
     @property
     def pixels(self) -> Counter[int]:
@@ -75,7 +75,7 @@ class Found:
 
     def says_which(self, example: str | None = None) -> str:
         """The options that say which id is which class, with an example of what a map has to hold."""
-        text = f"{self._ids_option} FILE" + (f" with {{{example}}}" if example else "")
+        text = f"--{self.domain}-ids FILE" + (f" with {{{example}}}" if example else "")
         return text + (" or --classes FILE" if self.dataset.coding.takes_map else beside_own_list(self.classes))
 
 
@@ -237,10 +237,12 @@ def palettes(found: Found) -> str | None:
         return None
     item, raw = next(iter(odd.values()))
     colour, other = first[raw]
+    # The palettes of a published set are decoration, whatever the class list.
+    read = f"--{found.domain} folder " if found.dataset.coding.published else ""
     return (
         f"{found.label(item)}: its palette paints id {raw} {item.palette[raw]}, that of {found.label(other)} {colour} "
         f"(label maps that contradict an earlier one: {len(odd)}); if the colours are the classes and not the ids, "
-        "--classes FILE with `colours` says so"
+        f"{read}--classes FILE with `colours` says so"
     )
 
 

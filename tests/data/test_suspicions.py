@@ -167,7 +167,18 @@ def test_palettes_that_contradict_each_other(tmp_path):
         label.putpalette([red, 0, 0] * 256)
     text = warning(tmp_path, labels)
     assert text.startswith("labels/0002.png: its palette paints id 0 (2, 0, 0), that of labels/0000.png (1, 0, 0)")
-    assert "--classes FILE" in text
+    assert text.endswith("if the colours are the classes and not the ids, --classes FILE with `colours` says so")
+
+
+def test_colours_of_a_published_set_count_where_it_is_read_as_a_folder(tmp_path):
+    labels = [Image.fromarray(scene(i)) for i in range(3)]
+    for label, red in zip(labels, (1, 2, 2), strict=True):
+        label.putpalette([red, 0, 0] * 256)
+    text = found(tmp_path, labels, "gta5").warnings[-1]
+    assert text.endswith("--source folder --classes FILE with `colours` says so")
+    listed = [{"name": name, "colour": [red, 0, 0], "kind": "stuff"} for name, red in (("a", 1), ("b", 2))]
+    data = open_dataset("folder", tmp_path, "train", SIZE, classes=classes_of({"classes": listed}))
+    assert [data.label(i).unique().tolist() for i in range(3)] == [[0], [1], [1]]
 
 
 def test_images_that_read_as_one_colour(tmp_path):
