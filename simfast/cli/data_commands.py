@@ -38,12 +38,13 @@ class Prepare:
 
     def run(self) -> int:
         from simfast.data import open_dataset
-        from simfast.data.parts import arguments_of
+        from simfast.data.parts import arguments_of, require_own_parts
         from simfast.data.prepare import prepare
 
         config = self.config
         if config.cache is None:
             raise ValueError("cache: must name the folder to fill, got none")
+        require_own_parts(config)
         for part, arguments in arguments_of(config).items():
             log.info("%s: %s", part, prepare(open_dataset(**arguments), config.cache, config.workers))
         log.info("train with the same settings and --cache %s", config.cache)
@@ -63,9 +64,10 @@ class CheckData:
 
     def run(self) -> int:
         from simfast.data.check import check_part, report_text
-        from simfast.data.parts import arguments_of
+        from simfast.data.parts import arguments_of, require_own_parts
 
         config = self.config
+        require_own_parts(config)
         parts = arguments_of(config).items()
         found = {
             part: check_part(**arguments, workers=config.workers, cache=config.cache, part=part)

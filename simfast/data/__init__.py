@@ -96,22 +96,10 @@ def open_dataset(
         raise ValueError(f"image_files: stands for root and split, got {image_files} and {root}")
     paths = (root, images, labels, image_files, cache)
     root, images, labels, image_files, cache = (path if path is None else Path(path) for path in paths)
-    own_labels = labelled and labels is None
-    table = None if ids is None else read_ids(ids, classes)
-    coding = coding_of(name, classes, table)
-    description = Description(
-        name,
-        "" if image_files else _portable(split),
-        tuple(size),
-        own_labels,
-        resize_labels or not own_labels,
-        folder=_last_name(root) if name == "folder" and root else None,
-        images=_last_name(images) if images else None,
-        ids=None if table is None else tuple(sorted(table.items())),
-        classes=None if classes == CITYSCAPES or not own_labels else _in_words(classes),
-        label_files=None if label_files is None else _portable(label_files),
-        image_files="/".join(Path(os.path.abspath(image_files)).parts[-2:]) if image_files else None,
-    )
+    options = {"labelled": labelled, "resize_labels": resize_labels, "ids": ids, "images": images, "labels": labels}
+    options |= {"label_files": label_files, "image_files": image_files}
+    description = describe(name, root, split, size, classes=classes, **options)
+    coding = coding_of(name, classes, None if description.ids is None else dict(description.ids))
     if root is None and image_files is None and (name == "folder" or (name != "streets" and cache is None)):
         raise ValueError(f"root: {name} needs the folder that it is in (--source-root, --target-root), got none")
     own = image_files or root
@@ -129,6 +117,42 @@ def open_dataset(
     if labels is not None:
         dataset = dataset.with_labels(labels, resize_labels)
     return require_complete(dataset) if complete else dataset
+
+
+def describe(
+    name: str,
+    root: Path | None,
+    split: str,
+    size: tuple[int, int],
+    *,
+    classes: Classes = CITYSCAPES,
+    labelled: bool = True,
+    resize_labels: bool = True,
+    ids: Path | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    label_files: str | None = None,
+    image_files: Path | None = None,
+) -> Description:
+    """Which data `open_dataset` opens by these arguments, of which it reads `ids` alone.
+
+    Raises:
+        ValueError: an id map that cannot be read; names it.
+    """
+    own_labels = labelled and labels is None
+    return Description(
+        name,
+        "" if image_files else _portable(split),
+        tuple(size),
+        own_labels,
+        resize_labels or not own_labels,
+        folder=_last_name(root) if name == "folder" and root else None,
+        images=_last_name(images) if images else None,
+        ids=None if ids is None else tuple(sorted(read_ids(ids, classes).items())),
+        classes=None if classes == CITYSCAPES or not own_labels else _in_words(classes),
+        label_files=None if label_files is None else _portable(label_files),
+        image_files="/".join(Path(os.path.abspath(image_files)).parts[-2:]) if image_files else None,
+    )
 
 
 def _open_files(

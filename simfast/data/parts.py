@@ -2,12 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from simfast.config import Config
-from simfast.data import open_dataset
+from simfast.data import describe, open_dataset
+from simfast.data.cache_index import part_name
 from simfast.data.classes import read_ids
 from simfast.data.listing import nfc
 from simfast.data.order import Dataset, Mixture
@@ -20,8 +22,11 @@ def arguments_of(config: Config) -> dict[str, dict[str, Any]]:
     target-only; of several, "source 2" and so on too), "target" and, where there are, "held-out" and "report"; without
     pseudo labels, which are no part of the data, and without the cache."""
     parts = [] if config.method == "target-only" else source_parts(config)
-    parts += ["target", *(["held-out"] if config.scored else []), *([] if config.report_split is None else ["report"])]
-    return {part: _arguments(config, part) for part in parts}
+    return {part: _arguments(config, part) for part in [*parts, *_target_parts(config)]}
+
+
+def _target_parts(config: Config) -> list[str]:
+    return ["target", *(["held-out"] if config.scored else []), *([] if config.report_split is None else ["report"])]
 
 
 def source_parts(config: Config) -> list[str]:
@@ -73,8 +78,41 @@ def _arguments(config: Config, part: str) -> dict[str, Any]:
     return target | {"split": split, "resize_labels": False, "ids": config.target_ids}
 
 
+def require_own_parts(config: Config, parts: Iterable[str] | None = None) -> None:
+    """
+    Args:
+        config: the settings.
+        parts: of `arguments_of`; None: all of them.
+
+    Raises:
+        ValueError: two of them would be one part of the cache, though they are read from different places: it goes by
+            names, so that it and the data may move. Says which, and what to do.
+    """
+    if config.cache is None:
+        return
+    found: dict[str, tuple[str, list[str | None]]] = {}
+    for part in arguments_of(config) if parts is None else parts:
+        arguments = _arguments(config, part)
+        name = part_name(describe(**arguments))
+        here = [folder and os.path.realpath(folder) for folder in (arguments["root"], arguments.get("images"))]
+        here += [arguments["split"], arguments["label_files"]]
+        other, there = found.setdefault(name, (part, here))
+        if there != here:
+            one, two = next(pair for pair in zip(there, here, strict=True) if len(set(pair)) > 1)
+            # A published set is called what it is called, wherever its root is.
+            renamed = arguments["name"] == "folder" or there[0] == here[0]
+            remedy = "rename one of them, or give one by a link of another name (ln -s), or " if renamed else ""
+            raise ValueError(
+                "cache: must have a part for each data set, and goes by names without what lies above them, got "
+                f"{name} of {one} ({other}) and {two} ({part}) alike; {remedy}read the files with --cache None"
+            )
+
+
 def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> Dataset:
     """A part of `arguments_of`; the target with pseudo labels where their folder is given."""
+    # Parts of source and target differ in more; and what only scores must not ask for the source's files.
+    kin = source_parts(config) if part.startswith("source") else _target_parts(config)
+    require_own_parts(config, dict.fromkeys([*kin, part]))
     arguments = _arguments(config, part)
     if pseudo_labels is not None:
         arguments |= {"labelled": True, "labels": pseudo_labels}
