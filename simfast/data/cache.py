@@ -223,7 +223,8 @@ def fingerprint(names: Sequence[str], files: Sequence[Path]) -> str:
 
 
 def require_same_files(part: Path, index: Index, files: SegmentationDataset) -> None:
-    """
+    """Logs a warning where one is newer than what was made of it: lengths tell little of files that are not compressed.
+
     Raises:
         ValueError: the part was made from files of other names or lengths; names the first.
     """
@@ -236,6 +237,7 @@ def require_same_files(part: Path, index: Index, files: SegmentationDataset) -> 
             f"{part}: must be made from the files in {where}, got {len(prepared)} names prepared and "
             f"{len(files)} there ({came}); {remedy}"
         )
+    newer: list[Path] = []
     for number, shard in enumerate(index.shards):
         first = number * index.shard_items
         for kind, paths, file in (("images", files.images, shard.images), ("labels", files.labels, shard.labels)):
@@ -247,6 +249,12 @@ def require_same_files(part: Path, index: Index, files: SegmentationDataset) -> 
                     f"{part}: must be made from the files in {files.read_from[kind]}, got other lengths of the {kind} "
                     f"from {files.names[first]} on; {remedy}"
                 )
+            if (written := part / file.file).exists():
+                time = written.stat().st_mtime_ns
+                newer += [path for path in paths[here] if path.stat().st_mtime_ns > time]
+    if newer:  # a copy is, too
+        text = "%s: is older than %d of the files it was made from, such as %s; if one of them has changed, %s"
+        log.warning(text, part, len(newer), newer[0], remedy)
 
 
 def verify(part: Path, workers: int = 0) -> list[str]:

@@ -158,6 +158,22 @@ def test_a_cache_of_the_first_format_is_read_and_gets_checksums(full_labels, tmp
     assert {path: path.stat().st_ino for path in part.glob("*.npy")} == inodes
 
 
+def test_a_file_that_is_newer_than_what_was_prepared_of_it_is_named_with_the_remedy(part, tmp_path, caplog):
+    """Where lengths say nothing, as of NPY and BMP. Of a copy of the files it may be in vain, so it is no error."""
+    after = (part / "labels-00001.npy").stat().st_mtime_ns + 10**9
+    for changed in ((), ("00003", "00004")):
+        for name in changed:
+            os.utime(tmp_path / f"gta5/labels/{name}.png", ns=(after, after))
+        caplog.clear()
+        opened(tmp_path, cache=tmp_path / "cache")
+        prepare(opened(tmp_path), tmp_path / "cache", 0)
+        told = [message for message in caplog.messages if message.startswith(str(part))]
+        assert len(told) == (2 if changed else 0)
+    for message in told:
+        assert f"is older than 2 of the files it was made from, such as {tmp_path}/gta5/labels/00003.png; " in message
+        assert f"delete {part} and run `simfast prepare` again" in message
+
+
 def test_an_item_is_whole_where_reads_are_short(part, tmp_path, monkeypatch):
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda number, buffers, at: real(number, [buffers[0][:7]], at))
