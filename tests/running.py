@@ -27,3 +27,13 @@ def save_run(path: Path, config: Config) -> None:
     begun = {"step": 0, "best": None, "last": None, "convention": "rgb"}
     begun |= {"random": checkpoint.random_state(), "model": {}, "optimizer": {}}
     checkpoint.save(path, begun | {"config": stored})
+
+
+def data_of(settings: Sequence[str]) -> list[str]:
+    """What of a training run's command line names its data."""
+    command, reads = iter(settings), {"--" + name.replace("_", "-") for name in COMMANDS["prepare"].READS}
+    found, kept = [], False
+    for argument in command:
+        kept = argument in reads if argument.startswith("--") else kept
+        found += [argument] if kept else []
+    return found

@@ -22,6 +22,7 @@ from simfast.config import FREE_ON_RESUME, Config
 from simfast.config.config import told_apart
 from simfast.config.yaml_text import is_empty, read_mapping
 from simfast.data.check import check_sample
+from simfast.data.overlap import require_apart
 from simfast.data.parts import arguments_of, open_part
 from simfast.models import checkpoint
 from simfast.runtime import lock
@@ -47,16 +48,21 @@ def check_data(runs: list[Run]) -> None:
         ValueError: the row, and what `open_dataset` or `check_sample` has to say.
     """
     sampled = []
-    for run in runs:
-        for part, arguments in {} if run.done else arguments_of(run.config).items():
-            try:
-                dataset = open_part(run.config, part)
-                problems = [] if arguments in sampled else check_sample(dataset, part, SAMPLE_SECONDS).problems
-                if problems:
+    for run in (run for run in runs if not run.done):
+        opened = {}
+        try:
+            for part, arguments in arguments_of(run.config).items():
+                opened[part] = open_part(run.config, part)
+                if arguments in sampled:
+                    continue
+                if problems := check_sample(opened[part], part, SAMPLE_SECONDS).problems:
                     raise ValueError(problems[0])
                 sampled.append(arguments)
-            except (ValueError, OSError) as error:
-                raise ValueError(f"rows: {run.row}: {error}") from error
+            # A run that has begun goes on, whatever it began with.
+            if run.config.method == "target-only" and not (run.config.out / checkpoint.LAST).exists():
+                require_apart(run.config, opened)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"rows: {run.row}: {error}") from error
 
 
 def run_all(runs: list[Run], trainer: Sequence[str] = TRAINER, jobs: int = 1) -> list[Run]:

@@ -64,6 +64,7 @@ class CheckData:
 
     def run(self) -> int:
         from simfast.data.check import check_part, report_text
+        from simfast.data.overlap import overlaps
         from simfast.data.parts import arguments_of, require_own_parts
 
         config = self.config
@@ -73,6 +74,9 @@ class CheckData:
             part: check_part(**arguments, workers=config.workers, cache=config.cache, part=part)
             for part, arguments in parts
         }
+        for part, sentences in overlaps(config, {part: report.files for part, report in found.items()}).items():
+            told = found[part].problems if config.method == "target-only" else found[part].warnings
+            told.extend(sentences)
         log.info("%s", report_text(found, config.classes))
         return int(any(part.problems for part in found.values()))
 

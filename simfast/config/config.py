@@ -90,6 +90,11 @@ class Config(Step, Matching, Losses, Model, Data, Run):
         return self.adversarial or self.stage != 1
 
     @property
+    def trains_on_target(self) -> bool:
+        """Whether training reads target images at all."""
+        return self.uses_target or self.transfer != "none" or self.method == "target-only"
+
+    @property
     def sources(self) -> list[Source]:
         """The labelled data sets, one or several."""
         fields = (

@@ -39,6 +39,7 @@ class CachedDataset:
         part: the folder of the part.
         index: its index.json.
         problems, passed_over: as `SegmentationDataset`'s.
+        made_from: the files of the images, where they are at hand.
     """
 
     def __init__(self, part: Path, index: Index, labelled: bool, coding: LabelCoding):
@@ -58,6 +59,7 @@ class CachedDataset:
         self.size = index.description.size
         self.problems: tuple[str, ...] = ()
         self.passed_over: tuple[str, ...] = ()
+        self.made_from: Sequence[Path] = ()
         self._labelled, self._replaced = labelled, None
         for shard in index.shards:
             for file in filter(None, (shard.images, shard.labels)):
@@ -114,6 +116,7 @@ class CachedDataset:
         other = CachedDataset(self.part, self.index, False, self.coding)
         other._replaced = unlabelled.with_labels(folder, resize_labels)
         other.problems, other.passed_over = other._replaced.problems, self.passed_over
+        other.made_from = self.made_from
         return other
 
 
@@ -150,7 +153,7 @@ def open_cached(
         log.warning("%s: %s", part, rule)
     dataset = CachedDataset(part, index, description.labelled, coding)
     if files is not None:
-        dataset.passed_over = files.passed_over
+        dataset.passed_over, dataset.made_from = files.passed_over, files.images
     return dataset
 
 

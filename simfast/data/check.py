@@ -15,6 +15,7 @@ from simfast.data import open_dataset
 from simfast.data.cache import CachedDataset, verify
 from simfast.data.inspection import Inspection, inspect
 from simfast.data.order import Dataset
+from simfast.data.overlap import files_of
 from simfast.data.processes import spread
 from simfast.data.suspicions import Found, all_void, suspicions
 
@@ -38,6 +39,7 @@ class DataReport:
         passed_over: a sentence for each kind of file that lies there and is not read.
         pixels: int64 [256], pixels of each train id in the labels as they are trained on or scored at; None unlabelled.
         class_ids: train ids that the labels can hold.
+        files: of the images, where they are at hand.
     """
 
     images: int
@@ -46,6 +48,7 @@ class DataReport:
     passed_over: tuple[str, ...] = ()
     pixels: np.ndarray | None = None
     class_ids: tuple[int, ...] = ()
+    files: Sequence[Path] = ()
 
 
 def check_part(
@@ -122,7 +125,8 @@ def _report(dataset: Dataset, part: str, problems: Sequence[str], items: Iterabl
     for train, count in found.pixels.items():
         pixels[train] = count
     counted = pixels if found.labelled else None
-    return DataReport(len(dataset), problems, warnings, dataset.passed_over, counted, dataset.class_ids)
+    files = files_of(dataset)
+    return DataReport(len(dataset), problems, warnings, dataset.passed_over, counted, dataset.class_ids, files)
 
 
 def _inspect_all(dataset: Dataset, items: range, tick) -> list[Inspection]:

@@ -110,9 +110,10 @@ def require_own_parts(config: Config, parts: Iterable[str] | None = None) -> Non
 
 def open_part(config: Config, part: str, pseudo_labels: Path | None = None) -> Dataset:
     """A part of `arguments_of`; the target with pseudo labels where their folder is given."""
-    # Parts of source and target differ in more; and what only scores must not ask for the source's files.
-    kin = source_parts(config) if part.startswith("source") else _target_parts(config)
-    require_own_parts(config, dict.fromkeys([*kin, part]))
+    if config.cache is not None:
+        # Parts of source and target differ in more; and what only scores must not ask for the source's files.
+        kin = source_parts(config) if part.startswith("source") else _target_parts(config)
+        require_own_parts(config, dict.fromkeys([*kin, part]))
     arguments = _arguments(config, part)
     if pseudo_labels is not None:
         arguments |= {"labelled": True, "labels": pseudo_labels}

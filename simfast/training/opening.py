@@ -9,6 +9,7 @@ import torch
 from simfast.config import Config
 from simfast.data.loader import DomainLoader
 from simfast.data.order import Dataset, Mixture
+from simfast.data.overlap import require_apart
 from simfast.data.parts import inventory, open_part, open_source, require_same_data, scored_classes, source_parts
 from simfast.runtime import distributed
 from simfast.training.first_look import first_look
@@ -61,11 +62,13 @@ def open_data(
     if report is not None:
         scored_classes(config, labelled, report, "report")  # what is not there shows now
     seen = target if config.uses_target or config.transfer != "none" else None
+    parts = {"target": seen, "held-out": looks.scored} | source_of(config, labelled)
+    parts = {part: dataset for part, dataset in parts.items() if dataset is not None}
     if position == 0:
+        distributed.on_lead(require_apart, config, parts | ({} if report is None else {"report": report}))
         apart = {"held-out": looks.scored, "report": report}
         distributed.on_lead(first_look, config, labelled, seen, apart, pseudo_labels is not None)
-    parts = {"target": seen, "held-out": looks.scored} | source_of(config, labelled)
-    data = inventory(config, {part: dataset for part, dataset in parts.items() if dataset is not None})
+    data = inventory(config, parts)
     if resumed and "data" in resumed:
         require_same_data(resumed["data"], data, config.resume)
     share = {"skip": config.skip_bad_files, "rank": distributed.rank(), "ranks": distributed.size()}

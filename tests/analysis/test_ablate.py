@@ -19,6 +19,7 @@ from simfast.analysis.ablation_table import summarise
 from simfast.analysis.rows import Run, plan
 from simfast.config import Config
 from simfast.config.classes import built_in
+from simfast.config.presets import PRESETS
 from simfast.data import open_dataset
 from simfast.data.parts import arguments_of
 from simfast.data.prepare import prepare
@@ -235,6 +236,16 @@ def test_labels_without_a_class_are_missed_before_anything_is_trained(folders, s
     ablate.check_data(plan(["target-only"], [0], shared))
     with pytest.raises(ValueError, match=r"rows: source-only: .*a label map must have a pixel of some class"):
         ablate.check_data(plan(["target-only", "source-only"], [0], shared))
+
+
+def test_a_row_that_would_train_on_the_labels_that_it_scores_on_is_told_before_unless_it_has_begun(tmp_path):
+    shared = dataclasses.replace(PRESETS["streets"], out=tmp_path, eval_split="train")
+    runs = plan(["source-only", "target-only"], [0], shared)
+    with pytest.raises(ValueError, match=r"rows: target-only: .* got 120 of 120 in the target, too"):
+        ablate.check_data(runs)
+    runs[-1].config.out.mkdir()
+    (runs[-1].config.out / "last.pt").touch()
+    ablate.check_data(runs)
 
 
 def test_rows_without_labels_to_score_on_have_signals_in_the_table(shared, tmp_path):

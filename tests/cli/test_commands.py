@@ -4,17 +4,15 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from running import train
+from running import data_of, train
 
 from simfast import __version__
 from simfast.cli import main
@@ -36,16 +34,6 @@ def run(settings, tmp_path_factory):
     """The folder of a finished run, and its result."""
     out = tmp_path_factory.mktemp("run")
     return out, train([*settings, "--out", str(out), "--steps", "2"])
-
-
-def data_of(settings):
-    """What of a training run's command line names its data."""
-    command, reads = iter(settings), {"--" + name.replace("_", "-") for name in COMMANDS["prepare"].READS}
-    found, kept = [], False
-    for argument in command:
-        kept = argument in reads if argument.startswith("--") else kept
-        found += [argument] if kept else []
-    return found
 
 
 def simfast(*arguments):
@@ -274,33 +262,6 @@ def test_training_from_a_cache_gives_the_same_bits(settings, run, tmp_path):
     first, second = (checkpoint.load(path / "last.pt") for path in (run[0], tmp_path / "run"))
     assert all(torch.equal(first["model"][name], tensor) for name, tensor in second["model"].items())
     assert first["last"] == second["last"]
-
-
-def test_check_data_names_what_is_broken(settings, folders, tmp_path, capsys):
-    assert simfast("check-data", *data_of(settings)) == 0
-    root = tmp_path / "target"
-    shutil.copytree(folders / "target", root)
-    (root / "train" / "images" / "2.png").write_bytes(b"not a picture")
-    Image.fromarray(np.full((64, 64), 77, np.uint8)).save(root / "val" / "labels" / "1.png")
-    capsys.readouterr()
-    assert simfast("check-data", *data_of(settings), "--target-root", root) == 1
-    found = capsys.readouterr().out
-    assert "train/images/2.png" in found
-    assert "val/labels/1.png" in found
-    assert "77" in found
-
-
-def test_check_data_warns_of_what_is_no_problem(settings, folders, tmp_path, capsys):
-    root = tmp_path / "target"
-    shutil.copytree(folders / "target", root)
-    for path in (root / "val" / "labels").iterdir():
-        Image.fromarray(np.where(np.asarray(Image.open(path)) == 13, 255, 0).astype(np.uint8)).save(path)
-    capsys.readouterr()
-    assert simfast("check-data", *data_of(settings), "--target-root", root) == 0
-    found = capsys.readouterr().out
-    assert "held-out: 2 images, no problem, warnings: 1" in found
-    assert f"warning: {root}/val/labels: road is the only class in 2 label maps" in found
-    assert "--target-ids FILE with {0: 0, 255: 1}" in found
 
 
 def test_errors_are_one_line_that_names_the_command(settings, tmp_path):

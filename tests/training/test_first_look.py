@@ -61,6 +61,25 @@ def test_what_to_do_without_a_few_bad_files_is_said_and_not_where_most_are_bad(s
         assert ("--skip-bad-files N" in str(error.value)) == (2 * (i + 1) <= len(files))
 
 
+def test_a_run_does_not_begin_to_train_on_the_labels_that_it_scores_on_but_goes_on(settings, tmp_path, monkeypatch):
+    given = [*settings, "--eval-split", "train", "--steps", "1", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"images to score on are to be others .* got 4 of 4 in the target, too"):
+        train([*given, "--method", "target-only"])
+    assert not list(tmp_path.glob("run/*.pt"))
+    with monkeypatch.context() as patch:  # as an older version began it
+        patch.setattr(opening, "require_apart", lambda *_: None)
+        train([*given, "--method", "target-only"])
+    train(["--resume", str(tmp_path / "run"), "--steps", "2"])
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 2
+
+
+def test_a_report_on_what_is_trained_on_without_labels_is_warned_of(settings, tmp_path):
+    given = [*settings, "--report-split", "train", "--steps", "1", "--out", str(tmp_path / "run")]
+    train(given)
+    told = [line.partition(" ")[2] for line in (tmp_path / "run/log.txt").read_text().splitlines()]
+    assert [line.partition(": ")[0] for line in told if "images to score on" in line] == ["report"]
+
+
 def test_the_look_changes_no_bit_of_a_run(settings, tmp_path, monkeypatch):
     states = []
     for look in (opening.first_look, lambda *_: None):
