@@ -30,7 +30,7 @@ def overlaps(config: Config, images: Mapping[str, Sequence[Path]]) -> dict[str, 
     there = {part: _by_place(files) for part, files in images.items() if files and part not in unread}
     found: dict[str, list[str]] = {}
     for scored in options.keys() & there.keys():
-        folder = os.path.commonpath([file.parent for file in images[scored]])
+        folder = os.path.commonpath([os.path.abspath(file.parent) for file in images[scored]])
         for trained in (part for part in there if part not in options):
             if both := there[scored].keys() & there[trained].keys():
                 example = min(there[scored][place] for place in both)
