@@ -56,16 +56,16 @@ def told(
         arch: the backbone.
         num_classes: of the network to be.
         convention, classes, head_dilations, resnet_style: see `simfast.models.weights.load_weights`; what is said
-            counts for files that are not ours, with a warning where the file tells otherwise.
+            counts for files that are not ours, with a warning where the file tells otherwise. What ours record may be
+            repeated.
 
     Raises:
-        ValueError: the convention or the dilations are unclear, or contradict the file's; a head is incomplete.
+        ValueError: the convention or the dilations are unclear, or contradict the file's, as the style may; a head is
+            incomplete.
     """
     tensors = family_names(file, arch)
     convention = _decide_convention(file, convention)
-    style = resnet_style or {"bgr": "caffe", "rgb": "torchvision"}[convention]
-    if file.settings is not None and resnet_style is None:
-        style = {"torchvision": "torchvision"}.get(file.settings.get("resnet_style"), "caffe")
+    style = _decide_style(file, arch, resnet_style) or {"bgr": "caffe", "rgb": "torchvision"}[convention]
     said = None if head_dilations is None else tuple(head_dilations)
     head = find_head(file.path, tensors, arch)
     unfit = None if head is None else _other_classes(file, head, num_classes, classes)
@@ -110,15 +110,32 @@ def _decide_convention(file: WeightsFile, given: str | None) -> str:
     return decided
 
 
+def _decide_style(file: WeightsFile, arch: str, given: str | None) -> str | None:
+    """None where neither the file nor the caller says it."""
+    if file.settings is None:
+        return given
+    recorded = file.settings.get("resnet_style") or "auto"
+    if recorded == "auto":  # older checkpoints do not say
+        return given or "caffe"
+    if given not in (None, recorded) and arch != "vgg16":
+        raise ValueError(
+            f"load_weights: resnet_style must be {recorded!r}, which {file.path} records, got {given!r}: its weights "
+            f"are trained so"
+        )
+    return recorded
+
+
 def family_names(file: WeightsFile, arch: str) -> dict[str, Tensor]:
     """The file's tensors by the names that the family has for them."""
     if not is_torchvision_vgg16(file, arch):
         return file.tensors
-    names = [name.split(".") for name in file.tensors]
-    moved = [
-        [s, TORCHVISION_VGG16_CONV5.get(i, i), *rest] if s == "features" else [s, i, *rest] for s, i, *rest in names
-    ]
-    return dict(zip(map(".".join, moved), file.tensors.values(), strict=True))
+    moved = {}
+    for name, tensor in file.tensors.items():
+        parts = name.split(".")
+        if parts[0] == "features" and len(parts) > 1:
+            parts[1] = TORCHVISION_VGG16_CONV5.get(parts[1], parts[1])
+        moved[".".join(parts)] = tensor
+    return moved
 
 
 def is_torchvision_vgg16(file: WeightsFile, arch: str) -> bool:

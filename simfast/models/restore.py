@@ -89,8 +89,6 @@ def restore_model(
         arch = _recorded(file, "arch", arch)
         head_dilations = _recorded(file, "head_dilations", None if head_dilations is None else list(head_dilations))
         batch_norm = _recorded(file, "batch_norm", None)
-        if file.settings.get("resnet_style", "auto") != "auto":  # older checkpoints do not say
-            resnet_style = _recorded(file, "resnet_style", resnet_style)
     arch = arch or architecture(file)
     asked = {"convention": convention, "head_dilations": head_dilations, "resnet_style": resnet_style}
     found = told(file, arch, len(classes), **asked)

@@ -77,7 +77,8 @@ def load_weights(
             the same order; that of a file that is not ours has Cityscapes'. None: if it has as many.
         head_dilations: of the branches that the file's own network summed, its first ones, where the file does not
             tell; see `told`.
-        resnet_style: "caffe" or "torchvision", where the network is another than its convention implies.
+        resnet_style: "caffe" or "torchvision", where the network of a file that is not ours is another than its
+            convention implies.
 
     Raises:
         FileNotFoundError: there is no such file.

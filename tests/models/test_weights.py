@@ -89,14 +89,17 @@ def test_torchvision_resnet_fills_the_backbone_and_is_rgb(tmp_path):
 
 def test_torchvision_vgg16_shifts_conv5_and_leaves_fc6_and_fc7(tmp_path):
     classifier = {f"classifier.{i}.weight": constant(0, 4096, 4096) for i in (0, 3, 6)}
+    foreign = {"temperature": constant(0, 1)}  # without a dot, as a parameter of a module around the network
     model = deeplab_v2("vgg16", 19)
     fc6 = model.features[29].weight.clone()
-    report = load_weights(model, saved(tmp_path, torchvision_vgg16() | classifier))
+    report = load_weights(model, saved(tmp_path, torchvision_vgg16() | classifier | foreign))
     assert [model.features[i].weight.unique().tolist() for i in (21, 23, 25, 27)] == [[21], [24], [26], [28]]
     assert model.features[27].bias.unique().tolist() == [28]
     assert torch.equal(model.features[29].weight, fc6)
     assert (report.matched, report.total, report.convention) == (26, 38, "rgb")
-    assert {name for name, _ in report.dropped} == set(classifier)
+    assert dict(report.dropped) == dict.fromkeys(classifier, "an ImageNet classifier") | {
+        "temperature": "not in the model"
+    }
     assert [n for n in report.missing if n.startswith("features")] == [
         f"features.{i}.{kind}" for i in (29, 31) for kind in ("weight", "bias")
     ]

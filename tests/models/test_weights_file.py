@@ -103,6 +103,17 @@ def test_a_checkpoint_that_records_a_network_that_there_is_not_is_named(tmp_path
             read(path)
 
 
+def test_the_resnet_style_that_a_checkpoint_records_is_not_said_otherwise(tmp_path):
+    caffe, other = deeplab_v2("resnet18", 19), deeplab_v2("resnet18", 19, resnet_style="torchvision")
+    path = saved(tmp_path, own_checkpoint(caffe) | {"network": caffe.settings})
+    for read in (restore_model, lambda path, **said: load_weights(other, path, **said)):
+        with pytest.raises(ValueError, match=r"resnet_style must be 'caffe', which .*weights\.pth records, got 'torch"):
+            read(path, resnet_style="torchvision")
+    assert restore_model(path, resnet_style="caffe").model.resnet_style == "caffe"
+    older = saved(tmp_path, own_checkpoint(caffe))  # does not say
+    assert restore_model(older, resnet_style="torchvision").model.resnet_style == "torchvision"
+
+
 def zipped(name):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
