@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
+from simfast.analysis.rows import DECIDED
 from simfast.cli.data_commands import HELD_OUT, START, TARGET, CheckData, ClassList, Prepare
 from simfast.config import Config
 from simfast.config.config import names
@@ -259,11 +260,7 @@ class Ablate:
     The same command continues what was interrupted.
     """
 
-    READS: ClassVar[Sequence[str]] = tuple(
-        name
-        for name in EVERYTHING
-        if name not in ("stage", "method", "out", "resume", "seed", "stage1", "pseudo_labels")
-    )
+    READS: ClassVar[Sequence[str]] = tuple(name for name in EVERYTHING if name not in DECIDED)
 
     out: Path
     """Folder of all runs."""

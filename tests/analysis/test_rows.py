@@ -71,6 +71,32 @@ def test_a_bad_row_is_named(row, message, shared):
         plan([row], [0], shared)
 
 
+@pytest.mark.parametrize(
+    ("row", "warm_up", "message"),
+    [
+        ("aa,seed=5", 0, "seed must not be set by a row, got 5; --seeds decides it"),
+        ("aa,run={seed: 5}", 0, "seed must not be set by a row, got 5; --seeds decides it"),
+        ("aa,out=there", 0, "out must not be set by a row, got 'there'; --out decides it"),
+        ("aa,method=aa+sim", 0, r"method must not be set by a row, got 'aa\+sim'; its name decides it"),
+        ("aa+sim,stage=2", 0, "stage must not be set by a row, got 2; its name decides it"),
+        ("aa+sim+ssl,stage1=there", 0, "stage1 must not be set by a row, got 'there'; its name decides it"),
+        ("aa,recipe=released", 0, "recipe must not be set by a row, got 'released'; --recipe decides it for all rows"),
+        ("aa,transfer=lab", 0, r"transfer must not be set by a row, got 'lab'; rows with \+it have one"),
+        ("aa,weights=there.pth", 1, "weights must not be set by a row, got 'there.pth'; .* --warm-up's network"),
+        ("aa+sim+ssl,ema=true", 1, "ema must not be set by a row, got True; .* --warm-up's network"),
+        ("aa,lr=0.1,lr=0.2", 0, "lr must be given once, got 0.1 and 0.2"),
+        (
+            "aa+it,transfer=none",
+            0,
+            r"transfer must be fda or lab in a row with \+it, or source_images given, got 'none'",
+        ),
+    ],
+)
+def test_a_row_is_what_its_name_says(row, warm_up, message, shared):
+    with pytest.raises(ValueError, match=f"rows: {re.escape(row)}: {message}"):
+        plan([row], [0], shared, warm_up)
+
+
 def test_a_table_of_nothing_is_refused(shared):
     for name, rows, seeds in (("rows", [], [0]), ("seeds", ["aa"], [])):
         with pytest.raises(ValueError, match=f"{name}: must name at least one, got none"):
@@ -98,11 +124,13 @@ def test_rows_of_different_paths_have_different_folders(shared):
 
 
 def test_a_warm_up_is_trained_once_a_seed_and_all_rows_but_target_only_start_from_it(shared):
-    shared = dataclasses.replace(shared, steps=30, schedule_steps=40, weights=Path("imagenet.pth"))
+    shared = dataclasses.replace(shared, steps=30, schedule_steps=40, weights=Path("imagenet.pth"), ema=True)
     runs = plan(["source-only", "aa+sim+ssl", "target-only"], [0], shared, warm_up=10)
     assert names(runs) == [f"{row}-seed0" for row in ("warm-up", "source-only", "aa+sim", "aa+sim+ssl", "target-only")]
     warm_up, *rest, oracle = [run.config for run in runs]
     begun = shared.out / "warm-up-seed0" / "last.pt"
     assert (warm_up.method, warm_up.steps, warm_up.schedule_steps) == ("source-only", 10, 50)
-    assert [(config.weights, config.steps) for config in rest] == [(begun, 30)] * 3
-    assert (oracle.weights, oracle.steps, oracle.schedule_steps) == (Path("imagenet.pth"), 40, 50)
+    assert [(config.weights, config.ema, config.steps) for config in rest] == [(begun, False, 30)] * 3
+    assert (oracle.weights, oracle.ema, oracle.steps, oracle.schedule_steps) == (shared.weights, True, 40, 50)
+    (oracle,) = plan(["target-only,schedule_steps=60"], [0], shared, warm_up=10)
+    assert oracle.config.schedule_steps == 70
