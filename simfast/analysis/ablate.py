@@ -11,27 +11,24 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 import simfast
 from simfast.analysis.ablation_table import write_tables
+from simfast.analysis.begun import SETTINGS, options_to_go_on, require_same_run
 from simfast.analysis.rows import Run
-from simfast.config import FREE_ON_RESUME, Config
-from simfast.config.config import told_apart
-from simfast.config.yaml_text import is_empty, read_mapping
 from simfast.data.check import check_sample
 from simfast.data.overlap import require_apart
 from simfast.data.parts import arguments_of, open_part
-from simfast.models import checkpoint
+from simfast.models.checkpoint import LAST
 from simfast.runtime import lock
 from simfast.runtime.console import Progress
 from simfast.runtime.files import write_text
 
 log = logging.getLogger("simfast")
-# Ours in a run's folder: what it is to do, and what it prints where several run at a time.
-SETTINGS, CONSOLE = "settings.yaml", "console.txt"
+CONSOLE = "console.txt"
+"""In a run's folder, what it prints where several run at a time."""
 SAMPLE_SECONDS = 1.0
 # What a run whose `ablate` was killed has to save, before it is taken for one that somebody trains there.
 SAVING_SECONDS = 60.0
@@ -79,8 +76,8 @@ def run_all(runs: list[Run], trainer: Sequence[str] = TRAINER, jobs: int = 1) ->
 
     Raises:
         SystemExit: a signal (128 + its number); the runs in progress got it too and have saved; call again to continue.
-        ValueError: jobs below 1; a run begun, or done, with other settings; another program is in the folder of them
-            all, or stays in that of a run.
+        ValueError: jobs below 1; a run begun, or done, with other settings, as far as `train --resume` does not take
+            them; another program is in the folder of them all, or stays in that of a run.
     """
     if jobs < 1:
         raise ValueError(f"jobs: must be at least 1, got {jobs}")
@@ -89,7 +86,7 @@ def run_all(runs: list[Run], trainer: Sequence[str] = TRAINER, jobs: int = 1) ->
     with lock.locked(out, "out"):
         for run in runs:
             _wait_for_its_end(run.config.out)
-            _check_settings(run)
+            require_same_run(run)
         return _run_all(runs, trainer, jobs, out)
 
 
@@ -132,10 +129,11 @@ def _needed(run: Run) -> list[Path]:
 def _command(run: Run, trainer: Sequence[str]) -> list[str]:
     """What begins or continues a run, whose folder and settings file then exist."""
     run.config.out.mkdir(parents=True, exist_ok=True)
-    settings, last = run.config.out / SETTINGS, run.config.out / "last.pt"
+    settings, last = run.config.out / SETTINGS, run.config.out / LAST
     write_text(settings, yaml.safe_dump(run.config.portable(), sort_keys=False))
-    where = ["--resume", str(last)] if last.exists() else ["--config", str(settings), "--out", str(run.config.out)]
-    return [*trainer, *where]
+    if last.exists():
+        return [*trainer, "--resume", str(last), *options_to_go_on(run.config)]
+    return [*trainer, "--config", str(settings), "--out", str(run.config.out)]
 
 
 def _wait_for_its_end(folder: Path) -> None:
@@ -240,48 +238,6 @@ def _with_us() -> Callable[[], None] | None:
             os._exit(128 + signal.SIGTERM)
 
     return ask
-
-
-def _check_settings(run: Run) -> None:
-    """
-    Raises:
-        ValueError: a run that is there was begun with other settings: one table is never of two kinds of runs.
-    """
-    path = run.config.out / SETTINGS
-    if (begun := _begun_with(run, path)) is None:
-        return
-    before = begun.to_dict()
-    for key, new in run.config.to_dict().items():
-        old, given = before[key], getattr(run.config, key)
-        if run.done and any(isinstance(x, Path) for x in (given if isinstance(given, tuple) else [given])):
-            old, new = _last_parts(old), _last_parts(new)  # what a run that is done has read may have moved since
-        if old != new and key not in FREE_ON_RESUME - {"steps"}:
-            old, new = told_apart(key, begun, run.config)
-            raise ValueError(f"{path}: {key} must stay {old!r} as the run was begun, got {new!r}")
-
-
-def _begun_with(run: Run, path: Path) -> Config | None:
-    """The settings that a run was begun with; None where it is not.
-
-    Raises:
-        ValueError: nothing says which, as after a power loss; names the file.
-    """
-    if not path.exists():
-        return None
-    if not is_empty(path.read_bytes()):
-        return Config.from_dict(read_mapping(path), str(path))  # a setting that did not exist then has its default
-    last = run.config.out / checkpoint.LAST
-    if last.exists():
-        return Config.from_dict(checkpoint.load(last)["config"], str(last))
-    if run.done:
-        remedy = "remove it, if the run is one of these settings"
-        raise ValueError(f"{path}: must have the settings that the run was begun with, got an empty file; {remedy}")
-    return None
-
-
-def _last_parts(stored: Any) -> Any:
-    """Of a path as it is stored, its name; of a list, of each."""
-    return [_last_parts(one) for one in stored] if isinstance(stored, list) else stored and Path(stored).name
 
 
 def _forget_start(out: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simfast.config import FREE_ON_RESUME, MOVABLE, Config
-from simfast.config.config import OF_EACH_SOURCE, told_apart
+from simfast.config.config import OF_EACH_SOURCE, of_what_kind, told_apart
 from simfast.config.settings import GROUPS
 from simfast.config.yaml_text import is_empty, read_mapping
 
@@ -119,17 +119,9 @@ def _require_kept(before: Config, now: Config, free: Collection[str], where: Pat
     """
     was, asked = before.to_dict(), now.to_dict()
     for key in was:
-        if was[key] != asked[key] and (key not in free or _of_what_kind(key, before) != _of_what_kind(key, now)):
+        if was[key] != asked[key] and (key not in free or of_what_kind(key, before) != of_what_kind(key, now)):
             old, new = told_apart(key, before, now)
             raise ValueError(f"{key}: a resumed run keeps its settings ({old!r} in {where}), got {new!r}")
-
-
-def _of_what_kind(key: str, config: Config) -> Any:
-    """What of a setting stays, wherever the data lie: whether there are such at all, where that is another method."""
-    value = getattr(config, key)
-    if key == "source_images":
-        return [source.images is not None for source in config.sources]
-    return {"eval_images": value is None, "eval_split": value == "none"}.get(key)
 
 
 def _tell_what_does_not_count(file: Path, config: Config, stored: Config, free: Collection[str]) -> None:

@@ -180,6 +180,14 @@ def told_apart(key: str, before: Config, now: Config) -> tuple[Any, Any]:
     return old, f"{new} of other content" if old == new else new
 
 
+def of_what_kind(key: str, config: Config) -> Any:
+    """What of a setting stays, wherever the data lie: whether there are such at all, where that is another method."""
+    value = getattr(config, key)
+    if key == "source_images":
+        return [source.images is not None for source in config.sources]
+    return {"eval_images": value is None, "eval_split": value == "none"}.get(key)
+
+
 def names(group: type) -> list[str]:
     """The settings of a group."""
     return [field.name for field in dataclasses.fields(group)]

@@ -16,6 +16,7 @@ groups = yaml.safe_load((out / "settings.yaml").read_text()).values()
 settings = {key: value for group in groups for key, value in group.items()}
 with open(out.parent / "calls.txt", "a") as calls:
     print(out.name, "resumed" if "--resume" in arguments else "new", file=calls)
+(out / "arguments.json").write_text(json.dumps(sys.argv[1:]))
 if (out.parent / "fail").exists() and settings["method"] == (out.parent / "fail").read_text():
     sys.exit(3)
 score = settings["lambda_ci"] + settings["seed"] / 100
