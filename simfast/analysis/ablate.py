@@ -18,7 +18,7 @@ import simfast
 from simfast.analysis.ablation_table import write_tables
 from simfast.analysis.begun import SETTINGS, options_to_go_on, require_same_run
 from simfast.analysis.rows import Run
-from simfast.data.check import check_sample
+from simfast.data.check import check_sample, require_sound
 from simfast.data.overlap import require_apart
 from simfast.data.parts import arguments_of, open_part
 from simfast.models.checkpoint import LAST
@@ -42,7 +42,7 @@ def check_data(runs: list[Run]) -> None:
     or cannot be trained on shows now, not hours later. What is only suspicious is said by each run.
 
     Raises:
-        ValueError: the row, and what `open_dataset` or `check_sample` has to say.
+        ValueError: the row, and what `open_dataset` or `require_sound` has to say.
     """
     sampled = []
     for run in (run for run in runs if not run.done):
@@ -50,13 +50,11 @@ def check_data(runs: list[Run]) -> None:
         try:
             for part, arguments in arguments_of(run.config).items():
                 opened[part] = open_part(run.config, part)
-                if arguments in sampled:
-                    continue
-                if problems := check_sample(opened[part], part, SAMPLE_SECONDS).problems:
-                    raise ValueError(problems[0])
-                sampled.append(arguments)
+                if (arguments, run.config.skip_bad_files) not in sampled:
+                    require_sound(check_sample(opened[part], part, SAMPLE_SECONDS), part, run.config)
+                    sampled.append((arguments, run.config.skip_bad_files))
             # A run that has begun goes on, whatever it began with.
-            if run.config.method == "target-only" and not (run.config.out / checkpoint.LAST).exists():
+            if run.config.method == "target-only" and not (run.config.out / LAST).exists():
                 require_apart(run.config, opened)
         except (ValueError, OSError) as error:
             raise ValueError(f"rows: {run.row}: {error}") from error
@@ -100,9 +98,13 @@ def _run_all(runs: list[Run], trainer: Sequence[str], jobs: int, out: Path) -> l
         _Processes() as processes,
     ):
         while waiting or processes.running:
-            lost = [run for run in waiting if any(other.config.out in _needed(run) for other in failed)]
-            failed += lost
-            waiting = [run for run in waiting if run not in lost]
+            for run in waiting.copy():
+                cause = next((other for other in failed if other.config.out in _needed(run)), None)
+                if cause is not None:
+                    text = "%s, seed %d: not tried, as it builds on %s, seed %d, which failed"
+                    log.error(text, run.row, run.config.seed, cause.row, cause.config.seed)
+                    waiting.remove(run)
+                    failed.append(run)
             unfinished = {run.config.out for run in [*waiting, *processes.running]}
             ready = [run for run in waiting if not unfinished.intersection(_needed(run))]
             for run in ready[: jobs - len(processes.running)]:

@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from simfast.config import Config
 from simfast.config.classes import IGNORE, Classes
 from simfast.data import open_dataset
 from simfast.data.cache import CachedDataset, verify
 from simfast.data.inspection import Inspection, inspect
-from simfast.data.order import Dataset
+from simfast.data.order import GO_ON, Dataset
 from simfast.data.overlap import files_of
+from simfast.data.parts import without_report
 from simfast.data.processes import spread
 from simfast.data.suspicions import Found, all_void, suspicions
 
 ITEMS_PER_JOB = 16
 SAMPLE = 32
+SCORED = ("held-out", "report")
+"""The parts that nothing is trained on."""
 MOST_NAMED = 5
 LEGEND = {"none": "not one pixel", "-": "a class that these labels do not have"}
 """What stands in the table for a share."""
@@ -115,12 +119,35 @@ def check_sample(dataset: Dataset, part: str, seconds: float, labels: bool = Tru
     return _report(dataset, part, [], items)
 
 
+def require_sound(found: DataReport, part: str, config: Config) -> list[str]:
+    """What is suspicious in a sample of a part, with the bad files that a run may pass over where it trains on it.
+
+    Args:
+        found: of `check_sample`.
+        part: as there.
+        config: the run's settings.
+
+    Raises:
+        ValueError: what cannot be read or trained on, and what helps.
+    """
+    void = found.pixels is not None and not found.pixels[:IGNORE].any()
+    can_skip = part not in SCORED and not void
+    if can_skip and len(found.problems) <= config.skip_bad_files:
+        return [*found.warnings, *found.problems]
+    if found.problems:
+        more = f" (problems in a sample: {len(found.problems)}; `simfast check-data` lists all)"
+        few = can_skip and 2 * len(found.problems) <= min(found.images, SAMPLE)
+        remedy = f"; {GO_ON}" if few else f"; give {without_report(config)}" if part == "report" else ""
+        raise ValueError(found.problems[0] + (more if len(found.problems) > 1 else "") + remedy)
+    return found.warnings
+
+
 def _report(dataset: Dataset, part: str, problems: Sequence[str], items: Iterable[Inspection]) -> DataReport:
     found = Found(dataset, items, part)
     problems, warnings = [*problems, *(text for item in found.items for text in item.problems)], suspicions(found)
     if void := all_void(found):
         # Nothing can be learned from it; what cannot be scored is a pity.
-        (warnings if part in ("held-out", "report") else problems).append(void)
+        (warnings if part in SCORED else problems).append(void)
     pixels = np.zeros(256, np.int64)
     for train, count in found.pixels.items():
         pixels[train] = count

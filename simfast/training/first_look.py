@@ -4,10 +4,9 @@ import logging
 from collections.abc import Mapping
 
 from simfast.config import Config
-from simfast.config.classes import IGNORE
-from simfast.data.check import SAMPLE, check_sample
-from simfast.data.order import GO_ON, Dataset, Mixture
-from simfast.data.parts import source_parts, without_report
+from simfast.data.check import SAMPLE, check_sample, require_sound
+from simfast.data.order import Dataset, Mixture
+from simfast.data.parts import source_parts
 
 log = logging.getLogger("simfast")
 
@@ -43,15 +42,7 @@ def first_look(
     warned = False
     for part, dataset in parts.items():
         found = check_sample(dataset, part, SECONDS / len(parts), labels=not (pseudo and part == "target"))
-        void = found.pixels is not None and not found.pixels[:IGNORE].any()
-        if part not in scored and len(found.problems) <= config.skip_bad_files and not void:
-            found.warnings.extend(found.problems)
-        elif found.problems:
-            more = f" (problems in a sample: {len(found.problems)}; `simfast check-data` lists all)"
-            few = part not in scored and not void and 2 * len(found.problems) <= min(found.images, SAMPLE)
-            remedy = f"; {GO_ON}" if few else f"; give {without_report(config)}" if part == "report" else ""
-            raise ValueError(found.problems[0] + (more if len(found.problems) > 1 else "") + remedy)
-        for text in found.warnings:
+        for text in require_sound(found, part, config):
             log.warning("%s: %s", part, text)
             warned = True
     if warned:

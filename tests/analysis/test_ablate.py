@@ -88,10 +88,11 @@ def test_a_run_that_did_not_even_begin_may_begin_with_other_settings(shared, tmp
         assert found == left
 
 
-def test_stage_2_is_not_tried_without_its_stage_1(shared, trainer, tmp_path):
+def test_stage_2_is_not_tried_without_its_stage_1_and_that_is_said(shared, trainer, tmp_path, caplog):
     (tmp_path / "fail").write_text("aa+sim")
     failed = ablate.run_all(plan(["aa+sim+ssl"], [0], shared), trainer)
     assert names(failed) == ["aa+sim-seed0", "aa+sim+ssl-seed0"]
+    assert caplog.text.count("aa+sim+ssl, seed 0: not tried, as it builds on aa+sim, seed 0, which failed") == 1
     assert (tmp_path / "calls.txt").read_text().split() == ["aa+sim-seed0", "new"]
 
 
@@ -193,6 +194,23 @@ def test_a_row_that_would_train_on_the_labels_that_it_scores_on_is_told_before_u
     runs[-1].config.out.mkdir()
     (runs[-1].config.out / "last.pt").touch()
     ablate.check_data(runs)
+
+
+def test_an_ablation_begins_with_as_many_bad_files_as_its_runs_may_skip(folders, shared, tmp_path):
+    for domain in ("source", "target"):
+        shutil.copytree(folders / domain, tmp_path / domain)
+    data = {"source": ("folder",), "source_root": (tmp_path / "source",), "target": "folder"}
+    shared = dataclasses.replace(shared, **data, target_root=tmp_path / "target")
+    skipping = dataclasses.replace(shared, skip_bad_files=1)
+    (tmp_path / "source/train/images/0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"rows: aa: .*source/train/images/0\.png.*; --skip-bad-files N goes on"):
+        ablate.check_data(plan(["aa"], [0], shared))
+    ablate.check_data(plan(["aa"], [0], skipping))
+    with pytest.raises(ValueError, match=r"rows: aa,skip_bad_files=0: .*source/train/images/0\.png"):
+        ablate.check_data(plan(["aa", "aa,skip_bad_files=0"], [0], skipping))
+    (tmp_path / "target/val/images/0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"rows: aa: .*target/val/images/0\.png"):
+        ablate.check_data(plan(["aa"], [0], skipping))
 
 
 def test_rows_without_labels_to_score_on_have_signals_in_the_table(shared, tmp_path):
