@@ -257,7 +257,7 @@ class Ablate:
 
     Groups: modules (Tables 2 and 6), lambda_ci (Table 3), w (Table 4).
 
-    The same command continues what was interrupted.
+    The same command continues what was interrupted, also with other settings as far as train --resume takes them.
     """
 
     READS: ClassVar[Sequence[str]] = tuple(name for name in EVERYTHING if name not in DECIDED)
