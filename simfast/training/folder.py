@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simfast.config import Config
+from simfast.models.checkpoint import BEST, LAST, PREVIOUS
 from simfast.runtime import distributed
 from simfast.runtime.lock import NAME as LOCK
 from simfast.runtime.lock import locked
 
+# What a run's folder may keep of it, each of which may be all that is left, and what --resume takes there, if anything.
+WORK = {LAST: "", "stage1": "", PREVIOUS: PREVIOUS, BEST: BEST, "result.json": None}
 # What a run writes before its first step.
 BEGINNINGS = {"log.txt", "config.yaml", "metrics.jsonl", "tensorboard"}
 # What it writes whole or not at all: what a killed one may have left of it has this name and ".part".
@@ -67,11 +70,11 @@ def _make(config: Config, lock: contextlib.ExitStack) -> tuple[Path, list[Path],
     out = config.out
     if out is not None:
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder(out)
         try:
             lock.enter_context(locked(out, "out" if config.resume is None else "resume"))
-            if config.resume is None and any((out / name).exists() for name in ("last.pt", "stage1")):
-                raise ValueError(f"out: {out} holds a run already; continue it with --resume {out}, or choose another")
+            if config.resume is None:
+                _require_no_run(out)
         except BaseException:
             _remove_empty(made)
             raise
@@ -83,10 +86,35 @@ def _make(config: Config, lock: contextlib.ExitStack) -> tuple[Path, list[Path],
     while True:
         out = Path("runs") / f"{config.preset}-{config.row}-{next(numbers)}"
         made = [folder for folder in (out, out.parent) if not folder.exists()]
+        _make_folder(out.parent)
         with contextlib.suppress(FileExistsError):  # another run may begin at the same moment, and take this one
-            out.mkdir(parents=True)
+            out.mkdir()
             lock.enter_context(locked(out, "out"))
             return out, made, {LOCK}
+
+
+def _make_folder(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: something else is in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        there = Path(error.filename)
+        what = "a link that leads nowhere" if there.is_symlink() else "a file"
+        raise ValueError(f"out: {there} must be a folder or nothing yet, got {what}; choose another --out") from error
+
+
+def _require_no_run(out: Path) -> None:
+    """
+    Raises:
+        ValueError: the folder keeps something of a run.
+    """
+    there = next((name for name in WORK if (out / name).exists()), None)
+    if there is not None:
+        goes_on = "" if WORK[there] is None else f"continue it with --resume {out / WORK[there]}, or "
+        raise ValueError(f"out: {out} holds a run already ({there}); {goes_on}choose another")
 
 
 def _remove(path: Path, there: set[str]) -> None:

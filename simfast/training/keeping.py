@@ -138,11 +138,17 @@ class Keeper:
         state |= {"seconds": self.seconds(), "processes": distributed.size(), "random": checkpoint.random_state()}
         state |= {"network": self._trainer.model.settings}  # what "auto" and no head_dilations turned out to be
         state |= {"precision": self._trainer.precision, "look_due": self._due, "bad_files": self._loader.skipped}
-        if is_best:
+        # A run that is killed between the two goes on from last.pt, which makes up for a best.pt that is missing, but
+        # not for an older one; see `find_best`.
+        best_first = is_best and (out / BEST).exists()
+        if best_first:
             checkpoint.save(out / BEST, state)
-            self._best_due, self._saved = False, (out / BEST, self.step)  # with which last.pt can be done without
+            self._saved = (out / BEST, self.step)  # with which last.pt can be done without
         checkpoint.save(out / LAST, state, previous=self._previous)
         self._saved, self._previous = (out / LAST, self.step), PREVIOUS
+        if is_best and not best_first:
+            checkpoint.save(out / BEST, state)
+        self._best_due = self._best_due and not is_best
 
 
 def find_best(out: Path, resumed: dict[str, Any]) -> dict[str, Any] | None:

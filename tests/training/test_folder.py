@@ -65,10 +65,25 @@ def test_a_second_stage_that_fails_to_start_keeps_its_pseudo_labels(settings, tm
     assert (tmp_path / "stage2/pseudo-labels/thresholds.json").exists()
 
 
-def test_a_folder_with_a_first_stage_holds_a_run(settings, tmp_path):
-    (tmp_path / "stage1").mkdir()
-    with pytest.raises(SystemExit, match=f"out: {tmp_path} holds a run already"):
-        train([*settings, "--stage", "all", "--steps", "1", "--out", str(tmp_path)])
+KEPT = {  # and how the run goes on
+    "stage1": "continue it with --resume {out}, or",
+    "last.pt": "continue it with --resume {out}, or",
+    "previous.pt": "continue it with --resume {out}/previous.pt, or",
+    "best.pt": "continue it with --resume {out}/best.pt, or",
+    "result.json": "choose another",
+}
+
+
+@pytest.mark.parametrize(("name", "remedy"), KEPT.items(), ids=KEPT)
+def test_a_folder_that_keeps_anything_of_a_run_holds_a_run(name, remedy, settings, tmp_path):
+    (tmp_path / name).mkdir() if name == "stage1" else (tmp_path / name).write_bytes(b"work")
+    before = everything(tmp_path)
+    for stage in ("1", "all"):
+        with pytest.raises(
+            SystemExit, match=rf"out: {tmp_path} holds a run already \({name}\); {remedy.format(out=tmp_path)}"
+        ):
+            train([*settings, "--stage", stage, "--steps", "1", "--out", str(tmp_path)])
+    assert everything(tmp_path) == before
 
 
 def test_an_error_after_a_step_keeps_the_folder(settings, tmp_path, monkeypatch):
@@ -94,3 +109,13 @@ def test_runs_that_begin_at_the_same_moment_get_folders_of_their_own(tmp_path, m
         paths = list(pool.map(begin, range(8)))
     assert sorted(paths) == sorted(Path("runs").iterdir())
     assert len(set(paths)) == 8
+
+
+def test_a_link_that_leads_nowhere_in_the_place_of_runs_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("nowhere")
+    rule = "out: runs must be a folder or nothing yet, got a link that leads nowhere; choose another --out"
+    with pytest.raises(ValueError, match=rule), run_folder(Config()):
+        pass
+    with pytest.raises(ValueError, match=rule), run_folder(Config(out=Path("runs/own"))):
+        pass

@@ -167,23 +167,41 @@ def test_a_full_disk_names_the_file_and_what_is_kept(settings, tmp_path, monkeyp
     assert checkpoint.load(tmp_path / "best.pt")["step"] == 2  # there was room again
 
 
-def test_a_disk_with_room_for_the_best_checkpoint_alone_keeps_it_and_says_how_to_go_on(settings, tmp_path, monkeypatch):
-    given = [*settings, "--steps", "3", "--eval-every", "2"]
+def test_a_run_that_is_killed_between_its_first_two_checkpoints_goes_on(settings, tmp_path, monkeypatch):
+    given = [*settings, "--steps", "4"]
     train([*given, "--out", str(tmp_path / "straight")])
     with monkeypatch.context() as patch:
-        save = checkpoint.save
+        fail_at(patch, 2, KeyboardInterrupt(), checkpoint, "save")
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train([*given, "--out", str(tmp_path / "run")])
+    train(["--resume", str(tmp_path / "run")])
+    for name in ("last.pt", "best.pt"):
+        assert equal(state(tmp_path / "run" / name), state(tmp_path / "straight" / name))
+
+
+@pytest.mark.parametrize(("saves", "kept", "step"), [(1, "last.pt", 2), (3, "best.pt", 4)])
+def test_a_disk_with_room_for_one_of_two_checkpoints_keeps_it_and_says_how_to_go_on(
+    saves, kept, step, settings, tmp_path, monkeypatch
+):
+    given, out = [*settings, "--steps", "5", "--eval-every", "2"], tmp_path / "run"
+    monkeypatch.setattr(run, "is_better", lambda *_: True)
+    train([*given, "--out", str(tmp_path / "straight")])
+    with monkeypatch.context() as patch:
+        save, room = checkpoint.save, iter(range(saves))
 
         def full(path, *arguments, **options):
-            if path.name == "last.pt":
+            if next(room, None) is None:
                 raise OSError(28, "No space left on device", str(path))
             save(path, *arguments, **options)
 
         patch.setattr(checkpoint, "save", full)
-        rule = r"No space left on device: '\S*last\.pt'; \S*best\.pt is of step 2; continue with --resume \S*best\.pt$"
+        given_again = str(out if kept == "last.pt" else out / kept)
+        rule = rf"No space left on device: .*; {out / kept} is of step {step}; continue with --resume {given_again}$"
         with pytest.raises(SystemExit, match=rule):
-            train([*given, "--out", str(tmp_path / "run")])
-    train(["--resume", str(tmp_path / "run/best.pt")])
-    assert equal(state(tmp_path / "run/last.pt"), state(tmp_path / "straight/last.pt"))
+            train([*given, "--out", str(out)])
+    train(["--resume", given_again])
+    for name in ("last.pt", "best.pt"):
+        assert equal(state(out / name), state(tmp_path / "straight" / name))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
