@@ -28,11 +28,13 @@ class RunFolder:
         path: where it is.
         command: that of the command, which --resume is given to go on: of both stages, where this is one of them.
         begun: to be set once a step is done, whose traces are to stay whatever comes.
+        received: to be set to the number of a signal that came too late to stop the run before its end; 0: none.
     """
 
     path: Path
     command: Path
     begun: bool = False
+    received: int = 0
 
 
 @contextlib.contextmanager

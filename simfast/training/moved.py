@@ -9,11 +9,9 @@ from simfast.config import Config
 from simfast.config.config import OF_EACH_SOURCE
 
 log = logging.getLogger("simfast")
-# The settings that are files or folders which training reads.
-PLACES = (
-    *("source_root", "source_ids", "source_images", "target_root", "target_ids"),
-    *("eval_images", "pseudo_labels", "stage1", "cache"),
-)
+# The settings that are files or folders which training reads: those of the data, without which no run goes on, and all.
+DATA = ("source_root", "source_ids", "source_images", "target_root", "target_ids", "eval_images")
+PLACES = (*DATA, "pseudo_labels", "stage1", "cache", "weights")
 
 
 def places_of(config: Config) -> dict[str, list[str | None]]:
@@ -41,8 +39,8 @@ def found_again(config: Config, resumed: dict[str, Any]) -> Config:
 
 
 def is_lost(config: Config) -> bool:
-    """Whether one of these is not there."""
-    return any(path is not None and not path.exists() for name in PLACES[:6] for path in _paths(config, name))
+    """Whether data are not there."""
+    return any(path is not None and not path.exists() for name in DATA for path in _paths(config, name))
 
 
 def _found(name: str, path: Path | None, absolute: str | None) -> Path | None:
@@ -52,7 +50,7 @@ def _found(name: str, path: Path | None, absolute: str | None) -> Path | None:
     same = Path(absolute).parts[-len(path.parts) :] == path.parts
     if not same or not Path(absolute).exists():
         return path
-    log.info("%s: %s is not here, so it is read from %s, where the run began", name, path, absolute)
+    log.info("%s: %s is not here, so it means %s, where the run began", name, path, absolute)
     return Path(absolute)
 
 

@@ -108,6 +108,10 @@ def both_stages(config: Config, device: torch.device, folder: RunFolder) -> dict
             if (stage == 2 or last.exists()) and not said:
                 log.info("both stages continue with --resume %s", out)
             raise
+        if stage == 1 and own.received:
+            asked = signal.Signals(own.received).name
+            log.info("stopped by %s after stage 1; continue with --resume %s", asked, out)
+            raise SystemExit(128 + own.received)
     if lead:
         write_text(out / "result.json", json.dumps(results, indent=1) + "\n")
     log.info("%s: both stages are done, stage1/ and stage2/", out)
@@ -134,7 +138,7 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
     steps = f"steps {first + 1} to {config.steps}" if first < config.steps else f"all {first} steps are done"
     log.info("%s: %s, %s", config.row, what, steps)
     here = found_again(config, resumed) if resumed else config
-    pseudo_labels = distributed.on_lead(find_pseudo_labels, here, device, out) if config.stage == 2 else None
+    pseudo_labels = distributed.on_lead(find_pseudo_labels, here, device, folder) if config.stage == 2 else None
     try:
         loader, labelled, looks, report, data = open_data(here, device, first, pseudo_labels, resumed)
     except ValueError as error:
@@ -198,6 +202,7 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
                 distributed.wait()  # torchrun ends the others as soon as one is gone
                 raise SystemExit(128 + received)
 
+    folder.received = distributed.highest(stop.received or 0)
     result = {"row": config.row} | {key: config.to_dict()[key] for key in RESULT_SETTINGS}
     result |= {"step": config.steps, "last": keeper.last, "best": keeper.best, "seconds": round(keeper.seconds(), 1)}
     result |= {"processes": distributed.size(), "environment": environment(device)}

@@ -15,24 +15,25 @@ from simfast.models import checkpoint
 from simfast.models.restore import Restored, restore_model
 from simfast.runtime.console import StopSignals
 from simfast.runtime.lock import tidy
+from simfast.training.folder import RunFolder
 
 log = logging.getLogger("simfast")
 
 
-def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
+def find_pseudo_labels(config: Config, device: torch.device, run: RunFolder) -> Path:
     """The folder of stage 2's pseudo labels, which `config.stage1` makes where it is not complete yet.
 
     Args:
         config: settings of stage 2.
         device: where to compute.
-        out: the run's folder.
+        run: the run's folder.
 
     Raises:
         ValueError: the folder is not complete, and there is no stage 1 to complete it; it, or stage 1, is of other
             classes.
-        SystemExit: a signal; what is made so far is kept.
+        SystemExit: a signal, also where all is made by then; what is made so far is kept.
     """
-    folder = config.pseudo_labels or out / "pseudo-labels"
+    folder = config.pseudo_labels or run.path / "pseudo-labels"
     if (folder / THRESHOLDS_FILE).exists() and (config.resume or config.stage1 is None):
         require_labels(folder, config.classes.names)
         if config.pseudo_labels is None:
@@ -47,7 +48,8 @@ def find_pseudo_labels(config: Config, device: torch.device, out: Path) -> Path:
     try:
         label_target(config, restored, folder, device)
     except SystemExit:
-        log.info("the same command goes on from there with --out %s", out)
+        if config.resume is None and run.command == run.path:  # else how to go on is clear, or both stages tell it
+            log.info("the same command goes on from there with --out %s", run.path)
         raise
     return folder
 
@@ -65,7 +67,7 @@ def label_target(config: Config, restored: Restored, folder: Path, device: torch
         What `make_pseudo_labels` does.
 
     Raises:
-        SystemExit: a signal; what is made so far is kept, and the same call goes on from there.
+        SystemExit: as that of `find_pseudo_labels`; the same call goes on from there.
     """
     with StopSignals() as stop:
         made = make_pseudo_labels(
@@ -95,4 +97,7 @@ def label_target(config: Config, restored: Restored, folder: Path, device: torch
         f"never predicted: {', '.join(missing)}" if missing else "every class predicted",
         folder,
     )
+    if stop.received is not None:  # after the last image
+        log.info("stopped by %s; the pseudo labels are complete", stop.received.name)
+        raise SystemExit(128 + stop.received)
     return made

@@ -1,6 +1,7 @@
 """Runs that go wrong or move, and what is to be the same of two."""
 
 import contextlib
+import signal
 
 import torch
 
@@ -38,6 +39,23 @@ def equal(first, second):
     return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
+def assert_same(first, second, where=""):
+    """Equal bit for bit, all the way down."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}/{i}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
 def state(path):
     found = checkpoint.load(path)
     return {key: found[key] for key in RESUMED_ALIKE if key in found}
@@ -54,12 +72,25 @@ def broken(path):
 
 def fail_at(monkeypatch, step, error, owner=Trainer, name="_discriminator_loss"):
     """An error at a call, counted from 1."""
+
+    def fail():
+        raise error
+
+    _at(monkeypatch, step, fail, owner, name)
+
+
+def signal_at(monkeypatch, step, number, owner=Trainer, name="step"):
+    """A signal at a call, counted from 1."""
+    _at(monkeypatch, step, lambda: signal.raise_signal(number), owner, name)
+
+
+def _at(monkeypatch, step, act, owner, name):
     before, calls = getattr(owner, name), []
 
     def wrapped(*arguments, **options):
         calls.append(1)
         if len(calls) == step:
-            raise error
+            act()
         return before(*arguments, **options)
 
     monkeypatch.setattr(owner, name, wrapped)

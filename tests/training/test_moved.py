@@ -52,7 +52,7 @@ def test_a_relative_root_is_found_from_another_working_folder_and_stays_as_given
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     train(["--resume", "run", "--steps", "2"])
-    assert f"source_root: source is not here, so it is read from {data / 'source'}" in capsys.readouterr().out
+    assert f"source_root: source is not here, so it means {data / 'source'}" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "run/last.pt")["config"]["source_root"] == "source"
     assert str(data) not in (tmp_path / "run/config.yaml").read_text()
 
@@ -76,6 +76,18 @@ def test_both_stages_go_on_between_them_from_another_working_folder(settings, da
             train(given)
     monkeypatch.chdir(tmp_path)
     assert train(["--resume", "run"])["stage2"]["step"] == 1
+
+
+def test_stage_2_finds_relative_weights_from_another_working_folder(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train([*settings, *ALONE, "--steps", "1", "--out", "first"])
+    with monkeypatch.context() as patch:
+        fail_at(patch, 2, OSError("stopped"))
+        with pytest.raises(SystemExit, match="stopped"):
+            train([*settings, "--stage", "all", "--weights", "first/best.pt", "--steps", "2", "--out", "run"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert train(["--resume", "../run"])["stage2"]["step"] == 2
 
 
 def test_a_run_goes_on_in_its_precision_where_auto_means_another(settings, tmp_path, capsys):

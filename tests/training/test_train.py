@@ -15,6 +15,7 @@ import time
 
 import pytest
 import torch
+from kept_runs import assert_same
 from PIL import Image
 from running import train
 
@@ -41,23 +42,6 @@ def started(settings, out, *more, **pipes):
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, **pipes)
 
 
-def assert_same(first, second, where=""):
-    """Equal bit for bit, all the way down."""
-    assert type(first) is type(second), where
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), where
-        for i, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}/{i}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    else:
-        assert first == second, where
-
-
 def test_two_steps_then_two_more_equal_four_straight(settings, tmp_path):
     straight = train(arguments(settings, tmp_path / "straight", "--steps", 4))
     train(arguments(settings, tmp_path / "parts", "--steps", 2))
@@ -69,50 +53,6 @@ def test_two_steps_then_two_more_equal_four_straight(settings, tmp_path):
     assert first["step"] == 4
     assert straight["last"] == resumed["last"]
     assert int(first["matching"]["bank.written"].sum()) > 0
-
-
-def test_both_stages_from_one_command_equal_the_two_made_one_by_one(settings, tmp_path):
-    together = train(arguments(settings, tmp_path / "all", "--stage", "all", "--steps", 2))
-    train(arguments(settings, tmp_path / "first", "--steps", 2))
-    second = ["--stage", "2", "--stage1", str(tmp_path / "first"), "--out", str(tmp_path / "second")]
-    apart = train([*second, "--steps", "1"])  # the settings are those of stage 1
-    assert apart["row"] == "aa+sim+ssl"
-    apart = train(["--resume", str(tmp_path / "second"), "--steps", "2"])
-    assert together["stage2"]["last"] == apart["last"]
-    again = ["--stage", "2", "--stage1", str(tmp_path / "all"), "--out", str(tmp_path / "again")]
-    assert train(again)["last"] == apart["last"]  # of a run of both stages, the first's network and settings
-    first, second = (checkpoint.load(tmp_path / name / "last.pt") for name in ("all/stage2", "second"))
-    for state in (first, second):
-        del state["config"], state["seconds"], state["places"]
-    assert_same(first, second)
-    labels = tmp_path / "second" / "pseudo-labels"
-    assert {path.name for path in labels.glob("*.png")} == {f"{i}.png" for i in range(4)}
-    assert json.loads((labels / "thresholds.json").read_text())["images"] == 4
-    losses = read_metrics(tmp_path / "second" / "metrics.jsonl")[0]
-    assert losses["seg_target"] > 0
-
-
-def test_an_interrupted_run_of_both_stages_keeps_what_is_finished(settings, tmp_path):
-    out = tmp_path / "all"
-    first = train(arguments(settings, out / "stage1", "--steps", 1))
-    (out / "config.yaml").write_text((out / "stage1" / "config.yaml").read_text().replace("stage: 1", "stage: all"))
-    before = (out / "stage1" / "last.pt").stat().st_mtime_ns
-    results = train(["--resume", str(out)])
-    assert results["stage1"] == first
-    assert results["stage2"]["step"] == 1
-    assert (out / "stage1" / "last.pt").stat().st_mtime_ns == before
-    assert json.loads((out / "result.json").read_text()) == results
-    assert checkpoint.resolve(out, "best.pt") == out / "stage2" / "best.pt"
-    with pytest.raises(SystemExit, match="steps: a resumed run keeps its settings"):
-        train(["--resume", str(out), "--steps", "2"])
-
-
-@pytest.mark.parametrize("given", ["--stage1 x", "--stage1 x --stage all", "--pseudo-labels x"])
-def test_what_stage_2_begins_from_is_refused_by_another_stage(given, settings, tmp_path):
-    name, stage = given.split()[0].removeprefix("--").replace("-", "_"), "all" if "all" in given else "1"
-    with pytest.raises(SystemExit, match=rf"{name}: must not be given with --stage {stage}, got x; give --stage 2, or"):
-        train(arguments(settings, tmp_path / "run", "--steps", 1, *given.split()))
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_part_that_nothing_was_chosen_on_is_scored_at_the_end(settings, tmp_path, capsys):
@@ -141,35 +81,6 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(settings, tmp_path):
     assert ", steps 3 to 3" in (tmp_path / "log.txt").read_text()
     train(["--resume", str(tmp_path)])
     assert ", all 3 steps are done" in (tmp_path / "log.txt").read_text()
-
-
-@pytest.mark.slow
-def test_two_stages_on_streets_from_one_command(tmp_path):
-    small = ["--source-size", "64", "48", "--target-size", "64", "48", "--eval-every", "3", "--log-every", "1"]
-    results = train(
-        [
-            "--preset",
-            "streets",
-            "--device",
-            "cpu",
-            "--stage",
-            "all",
-            "--steps",
-            "3",
-            "--schedule-steps",
-            "4",
-            *small,
-            "--out",
-            str(tmp_path),
-        ]
-    )
-    assert [results[f"stage{n}"]["row"] for n in (1, 2)] == ["aa+sim", "aa+sim+ssl"]
-    thresholds = json.loads((tmp_path / "stage2" / "pseudo-labels" / "thresholds.json").read_text())
-    assert thresholds["images"] == 120
-    kept = {name: entry["kept_fraction"] for name, entry in thresholds["classes"].items() if entry["predicted_pixels"]}
-    assert 0 < min(kept.values()) <= 1
-    rows = read_metrics(tmp_path / "stage2" / "metrics.jsonl")
-    assert all(row["seg_target"] > 0 for row in rows if row["kind"] == "train")
 
 
 def test_a_run_does_not_end_before_where_it_is(settings, tmp_path):
