@@ -37,9 +37,10 @@ OF_A_RUN: dict[str, tuple[Any, str]] = {
     "data": (dict, "what the data were"),
     "places": (dict, "where the data were"),
     "bad_files": (dict, "bad files by name"),
+    "losses": (dict, "the losses that no row of metrics has yet"),
 }
 # Those that came later.
-LATER = {"seconds", "processes", "precision", "network", "look_due", "data", "places", "bad_files"}
+LATER = {"seconds", "processes", "precision", "network", "look_due", "data", "places", "bad_files", "losses"}
 # Of the matching, whose rings alone older ones have.
 NOT_IN_OLDER = {"_extra_state"}
 # Of an optimiser's groups, what depends on torch's version and is set anew.
@@ -107,12 +108,25 @@ def load_run(path: Path) -> dict[str, Any]:
         row = state[key]
         if row is not None and not (type(row.get("step")) is int and isinstance(row.get("miou", ""), float | None)):
             raise ValueError(f"checkpoint: {path}: {key!r} must be a row of metrics with step and miou, got {row!r}")
+    if (losses := state.get("losses")) and not _are_losses(losses, state["step"], state.get("processes", 1)):
+        rule = "'losses' must be sums of each process, by loss, since an earlier step"
+        raise ValueError(f"checkpoint: {path}: {rule}, got {shown(losses)}")
     for name in ("cpu", "cuda"):
         found = state["random"].get(name)
         states = found if name == "cuda" and isinstance(found, list) else [found]
         if any(not isinstance(one, Tensor) or one.dtype != torch.uint8 for one in states):
             raise ValueError(f"checkpoint: {path}: 'random' must hold states of generators, got {name} {shown(found)}")
     return state
+
+
+def _are_losses(found: dict[str, Any], step: int, processes: int) -> bool:
+    since, sums = found.get("since"), found.get("sums")
+    known = type(since) is int and 0 <= since < step and isinstance(found.get("scale"), float | None)
+    return known and isinstance(sums, dict) and all(_are_floats(values, processes) for values in sums.values())
+
+
+def _are_floats(found: Any, number: int) -> bool:
+    return isinstance(found, list) and len(found) == number and all(type(value) is float for value in found)
 
 
 def require_like(found: Any, wanted: Any, where: str) -> None:

@@ -105,6 +105,15 @@ def lowest(x: Tensor) -> Tensor:
     return x
 
 
+def of_each(x: Tensor) -> Tensor:
+    """x [...] of each process, [size, ...] in the order of their ranks, the same in every process."""
+    if size() == 1:
+        return x[None]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
+
+
 def highest(value: int) -> int:
     """The highest of all processes' values. Waits on the host, not on a GPU."""
     if size() == 1:
@@ -183,12 +192,7 @@ def gather(means: Tensor, rings: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [size * B, S, C] and [size * B, S], the same in every process.
     """
-    everything = []
-    for x in (means, rings):
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
-        dist.all_gather(parts, x.contiguous())
-        everything.append(torch.cat(parts))
-    return tuple(everything)
+    return of_each(means).flatten(0, 1), of_each(rings).flatten(0, 1)
 
 
 @torch.no_grad()

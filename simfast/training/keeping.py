@@ -86,8 +86,9 @@ class Keeper:
             OSError: what writing raises.
         """
         self._soundness.require()
+        losses = self._soundness.state_dict()
         if distributed.is_lead():
-            self._write(is_best)
+            self._write(is_best, losses)
 
     @contextlib.contextmanager
     def saving_on_error(self) -> Iterator[None]:
@@ -116,7 +117,9 @@ class Keeper:
                     every = self._config.eval_every
                     at_end = self.step == self._config.steps
                     self._due = not self._has_looked() and (self.step % every == 0 or at_end)
-                    self._write(self._best_due or not self._config.scored)
+                    # Other processes are not asked any more: without theirs, the next means are of fewer steps.
+                    losses = self._soundness.state_dict() if distributed.size() == 1 else {}
+                    self._write(self._best_due or not self._config.scored, losses)
                 else:
                     why = f"the state after step {self.step} is not sound and was not saved; "
         except Exception as failure:  # whatever it is, the first error counts
@@ -131,13 +134,14 @@ class Keeper:
     def _has_looked(self) -> bool:
         return self.last is not None and self.last["step"] == self.step
 
-    def _write(self, is_best: bool) -> None:
+    def _write(self, is_best: bool, losses: dict[str, Any]) -> None:
         out = self._out
         state = self._trainer.state_dict() | self._facts
         state |= {"step": self.step, "best": self.best, "last": self.last, "config": self._config.to_dict()}
         state |= {"seconds": self.seconds(), "processes": distributed.size(), "random": checkpoint.random_state()}
         state |= {"network": self._trainer.model.settings}  # what "auto" and no head_dilations turned out to be
         state |= {"precision": self._trainer.precision, "look_due": self._due, "bad_files": self._loader.skipped}
+        state |= {"losses": losses}
         # A run that is killed between the two goes on from last.pt, which makes up for a best.pt that is missing, but
         # not for an older one; see `find_best`.
         best_first = is_best and (out / BEST).exists()

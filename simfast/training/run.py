@@ -156,7 +156,7 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
     log.info("run folder: %s, with these settings in config.yaml", out)
     if lead:
         write_text(out / "config.yaml", yaml.safe_dump(config.portable(), sort_keys=False))
-    soundness = Soundness(config, trainer, first)
+    soundness = Soundness(config, trainer, first, (resumed or {}).get("losses", {}))  # older checkpoints have none
     facts = {"data": data, "places": places_of(here)}
     keeper = Keeper(config, out, command, trainer, loader, soundness, resumed, facts)
     metrics = Metrics(out, first, keeper.look_is_due) if lead else None

@@ -39,15 +39,20 @@ class Soundness:
         config: the run's settings.
         trainer: its networks.
         first: the step that it continues from.
+        begun: `state_dict` of then; empty: nothing was added up.
     """
 
-    def __init__(self, config: Config, trainer: Trainer, first: int):
+    def __init__(self, config: Config, trainer: Trainer, first: int, begun: dict[str, Any]):
         self._config, self._trainer = config, trainer
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._first_bad: Tensor | None = None
         self._since = self._step = first
         self._scale = None if trainer.scaler is None else trainer.scaler.state_dict()["scale"]
+        if begun:
+            self._names, self._since, self._scale = list(begun["sums"]), begun["since"], begun["scale"]
+            own = [sums[distributed.rank()] for sums in begun["sums"].values()]
+            self._sums = torch.tensor(own, dtype=torch.float32, device=trainer.device)
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
         """The losses of a step, float32 scalars on the device; nothing is read.
@@ -98,6 +103,14 @@ class Soundness:
         found = [name for name, count in zip(bad, distributed.total(counts).tolist(), strict=True) if count]
         if found:
             raise NotFinite(self._story() if found[0] == "losses" else self._story_of(found[0]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is added up since the last reading, for a checkpoint: {"since": step, "scale": of fp16 then, "sums": of
+        each process, by loss}; empty where it is nothing. To be called by all processes. One read from the device."""
+        if self._sums is None:
+            return {}
+        sums = distributed.of_each(self._sums).T.tolist()
+        return {"since": self._since, "scale": self._scale, "sums": dict(zip(self._names, sums, strict=True))}
 
     def holds(self) -> bool:
         """What `require` looks at, of this process alone."""

@@ -138,6 +138,8 @@ def test_a_full_disk_says_so_and_leaves_the_last_checkpoint(tmp_path):
 
 RUN = {"step": 3, "last": None, "best": {"step": 2, "miou": 0.5}, "config": {"seed": 0}, "convention": "rgb"}
 RUN |= {"model": {}, "optimizer": {}, "random": {"cpu": torch.zeros(3, dtype=torch.uint8), "cuda": []}}
+LOSSES = {"since": 2, "scale": None, "sums": {"seg": [0.5]}}
+RUN |= {"losses": LOSSES}
 GENERATORS = {"cpu": RUN["random"]["cpu"], "cuda": [torch.zeros(3)]}
 
 
@@ -150,6 +152,8 @@ GENERATORS = {"cpu": RUN["random"]["cpu"], "cuda": [torch.zeros(3)]}
         ({"best": {"step": 2, "miou": "0.5"}}, "'best' must be a row of metrics with step and miou"),
         ({"random": GENERATORS}, "'random' must hold states of generators, got cuda list"),
         ({"look_due": 1}, "'look_due' must be whether an evaluation was missed, got int 1"),
+        ({"losses": LOSSES | {"since": 3}}, "'losses' must be sums"),
+        ({"losses": LOSSES | {"sums": {"seg": [0.5, 0.5]}}}, "'losses' must be sums"),
     ],
 )
 def test_what_no_run_saves_is_named_by_its_key(tmp_path, change, said):

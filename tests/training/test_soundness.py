@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from kept_runs import ALONE, fail_at, on
+from kept_runs import ALONE, fail_at, on, signal_at
 from PIL import Image
 from running import train
 
@@ -38,6 +38,23 @@ def test_losses_are_the_means_of_the_steps_since_the_last_line(settings, tmp_pat
     train([*settings, *ALONE, *given, "--out", str(tmp_path)])
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["seg"]) for row in rows if row["kind"] == "train"] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+
+
+def test_losses_of_a_run_that_is_stopped_between_its_lines_are_those_of_a_straight_one(settings, tmp_path, monkeypatch):
+    given = [*settings, "--log-every", "5", "--eval-every", "50", "--steps", "6"]
+    train([*given, "--out", str(tmp_path / "straight")])
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train([*given, "--out", str(tmp_path / "run")])
+    with monkeypatch.context() as patch:
+        fail_at(patch, 2, OSError("stopped"))
+        with pytest.raises(SystemExit, match=r"last\.pt is of step 3"):
+            train(["--resume", str(tmp_path / "run")])
+    train(["--resume", str(tmp_path / "run")])
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "straight")]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [5, 6, 6]
 
 
 def test_the_loss_that_went_first_is_told_and_the_checkpoint_is_from_before(settings, tmp_path, monkeypatch):
