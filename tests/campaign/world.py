@@ -55,7 +55,8 @@ class World:
         self.common = [
             *("--preset", "gta5", "--arch", "resnet18", "--device", "cpu", *self.parts, "--flip"),
             *("--schedule-steps", "20", "--lr", "0.001", "--stuff-rows", "4", "--max-instances", "2"),
-            *("--log-every", "1", "--eval-every", "2", "--panel-images", "1"),
+            # A checkpoint comes between two rows of losses, too.
+            *("--log-every", "3", "--eval-every", "2", "--panel-images", "1"),
         ]
         run, pairs = ["--resume", "run"], ("last.pt", "config.yaml")
         one, two = (["train", *self.common, "--workers", n, "--steps", "6", "--out", "run"] for n in "02")
