@@ -10,7 +10,7 @@ import torch
 import yaml
 
 # Of a run: how long it took, on what, with which code, and where. What it was begun with is compared by its results.
-APART = {"seconds", "environment", "commit", "config", "places"}
+APART = {"seconds", "environment", "environments", "commit", "config", "places"}
 # Said once more where a run was resumed, or of the way there.
 NOT_COMPARED = ("log.txt", "console.txt", "config.yaml", "settings.yaml", "previous.pt")
 
