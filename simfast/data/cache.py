@@ -226,7 +226,8 @@ def fingerprint(names: Sequence[str], files: Sequence[Path]) -> str:
 
 
 def require_same_files(part: Path, index: Index, files: SegmentationDataset) -> None:
-    """Logs a warning where one is newer than what was made of it: lengths tell little of files that are not compressed.
+    """Lengths tell little of files that are not compressed. So it logs a warning where one is newer than what was made
+    of it, and where those that it was made of are another folder's, which is there.
 
     Raises:
         ValueError: the part was made from files of other names or lengths; names the first.
@@ -240,6 +241,14 @@ def require_same_files(part: Path, index: Index, files: SegmentationDataset) -> 
             f"{part}: must be made from the files in {where}, got {len(prepared)} names prepared and "
             f"{len(files)} there ({came}); {remedy}"
         )
+    for kind in sorted(files.read_from.keys() & index.read_from.keys()):
+        before, now = index.read_from[kind], os.path.abspath(files.read_from[kind])
+        if os.path.exists(before) and not os.path.samefile(before, now):  # else they have moved
+            text = (
+                "%s: was made from the %s in %s, which is there, and is read for those in %s; if these are others, %s"
+            )
+            log.warning(text, part, kind, before, now, remedy)
+            break
     newer: list[Path] = []
     for number, shard in enumerate(index.shards):
         first = number * index.shard_items

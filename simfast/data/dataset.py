@@ -164,7 +164,7 @@ class SegmentationDataset:
         labels, absent = _of_names(self.names, folder, LABEL_SUFFIXES, "a label map")
         problems = (*self.problems, *absent)
         train_ids = {i: i for i in (*range(len(self.classes)), IGNORE)}
-        coding = LabelCoding(train_ids, {}, self.classes, published=True, present=self.class_ids)
+        coding = LabelCoding(train_ids, {}, self.classes, published=True, pseudo=True, present=self.class_ids)
         return replace(
             self,
             labels=labels,

@@ -39,6 +39,7 @@ class LabelCoding:
         classes: the class list.
         other: what an id or colour is that neither names: an "error", or "ignore".
         published: whether the ids are those of a published set, so that a palette is only decoration.
+        pseudo: whether they are pseudo labels, which hold places in the class list.
         present: train ids that can occur, where the set is known to lack some of the table's; None: all of them.
     """
 
@@ -47,6 +48,7 @@ class LabelCoding:
     classes: Classes
     other: Literal["error", "ignore"] = "error"
     published: bool = False
+    pseudo: bool = False
     present: tuple[int, ...] | None = None
 
     @property
@@ -190,6 +192,11 @@ class LabelCoding:
             rule = f"label ids must be among {_ranges(self.ids) or 'those of the class list, which has none'}"
             remedy = "list them in a class file (--classes FILE), or map them with --source-ids or --target-ids FILE"
             remedy += "" if self.takes_map else beside_own_list(self.classes)
+            if self.pseudo:
+                came = (
+                    f"{got}; pseudo labels hold places in the class list, and are made anew by `simfast pseudo-labels`"
+                )
+                raise ValueError(f"{used.path}: {rule}, got {came}")
         else:
             rule = f"label colours must be among the {len(self.colours)} of the class list {self.classes}"
             remedy = "list them in a class file (--classes FILE)"

@@ -114,16 +114,26 @@ class Scores:
         Raises:
             ValueError: a class asked for that cannot be in the labels.
         """
-        class_ids = tuple(sorted(class_ids))
-        labelled = class_ids if labelled_ids is None else tuple(sorted(labelled_ids))
-        if not set(class_ids) <= set(labelled):
-            raise ValueError(f"class_ids: must be among the labels' classes {labelled}, got {class_ids}")
+        class_ids, labelled = _sorted(class_ids, labelled_ids)
         confusion = confusion.double().cpu()
         hit = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hit
         iou = {c: float(hit[c] / union[c]) if confusion[c].any() else math.nan for c in labelled}
         means = {name: _mean(iou, ids) for name, ids in (sets or {}).items() if set(ids) <= set(labelled)}
         return Scores(iou, class_ids, _mean(iou, class_ids), means, float(hit.sum() / confusion.sum()))
+
+
+def _sorted(class_ids: Iterable[int], labelled_ids: Iterable[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The classes asked for, and those that can be in the labels.
+
+    Raises:
+        ValueError: one that cannot be.
+    """
+    class_ids = tuple(sorted(class_ids))
+    labelled = class_ids if labelled_ids is None else tuple(sorted(labelled_ids))
+    if not set(class_ids) <= set(labelled):
+        raise ValueError(f"class_ids: must be among the labels' classes {labelled}, got {class_ids}")
+    return class_ids, labelled
 
 
 def _mean(iou: dict[int, float], class_ids: Iterable[int]) -> float:
@@ -167,26 +177,29 @@ def evaluate(
         pictures: up to `keep` of (image uint8 [3, H, W], prediction uint8 [H', W'], label uint8 [H', W']), on the CPU.
 
     Raises:
-        ValueError: no batch; logits that are not finite.
+        ValueError: a class asked for that cannot be in the labels; no batch; logits that are not finite.
     """
+    class_ids, labelled = _sorted(class_ids, labelled_ids)
     was_training = model.training
-    model.eval()
     confusion, finite, pictures = None, None, []
     # Spread over the set: neighbours are often pictures of one video.
     shown = {len(loader) * i // keep for i in range(keep)}
-    for number, (images, labels, _) in enumerate(Progress(loader, desc="evaluate", unit="batch", leave=False)):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            _, logits = model(normalise(images.to(device, non_blocking=True), convention))
-        if confusion is None:
-            confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64, device=device)
-            finite = torch.ones((), dtype=torch.bool, device=device)
-        finite &= logits.isfinite().all()
-        for i, (image, one, label) in enumerate(zip(images, logits, labels, strict=True)):
-            predicted = full_size_labels(one, label.shape)
-            confusion += count_confusion(predicted, label.to(device, non_blocking=True), logits.shape[1])
-            if i == 0 and number in shown:
-                pictures.append((image, predicted.cpu(), label))
-    model.train(was_training)
+    try:
+        model.eval()
+        for number, (images, labels, _) in enumerate(Progress(loader, desc="evaluate", unit="batch", leave=False)):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                _, logits = model(normalise(images.to(device, non_blocking=True), convention))
+            if confusion is None:
+                confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64, device=device)
+                finite = torch.ones((), dtype=torch.bool, device=device)
+            finite &= logits.isfinite().all()
+            for i, (image, one, label) in enumerate(zip(images, logits, labels, strict=True)):
+                predicted = full_size_labels(one, label.shape)
+                confusion += count_confusion(predicted, label.to(device, non_blocking=True), logits.shape[1])
+                if i == 0 and number in shown:
+                    pictures.append((image, predicted.cpu(), label))
+    finally:
+        model.train(was_training)
     if confusion is None:
         raise ValueError("evaluate: loader must give at least one batch, got none")
     broken = (~finite).long()
@@ -197,4 +210,4 @@ def evaluate(
             "evaluate: logits must be finite, got NaN or infinity for at least one image: the network has diverged; "
             "what helps is another training, such as one with a lower --lr"
         )
-    return Scores.of(confusion, class_ids, labelled_ids, sets), pictures
+    return Scores.of(confusion, class_ids, labelled, sets), pictures

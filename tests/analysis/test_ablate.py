@@ -206,6 +206,12 @@ def test_an_ablation_begins_with_as_many_bad_files_as_its_runs_may_skip(folders,
     with pytest.raises(ValueError, match=r"rows: aa: .*source/train/images/0\.png.*; --skip-bad-files N goes on"):
         ablate.check_data(plan(["aa"], [0], shared))
     ablate.check_data(plan(["aa"], [0], skipping))
+    for i in range(2):
+        (tmp_path / f"target/train/images/{i}.png").write_bytes(b"")
+    ablate.check_data(plan(["source-only"], [0], skipping))  # which never reads them
+    with pytest.raises(ValueError, match=r"rows: aa: .*target/train/images/"):
+        ablate.check_data(plan(["aa"], [0], skipping))
+    shutil.copytree(folders / "target", tmp_path / "target", dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"rows: aa,skip_bad_files=0: .*source/train/images/0\.png"):
         ablate.check_data(plan(["aa", "aa,skip_bad_files=0"], [0], skipping))
     (tmp_path / "target/val/images/0.png").write_bytes(b"")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,20 @@ def test_a_file_that_is_newer_than_what_was_prepared_of_it_is_named_with_the_rem
     for message in told:
         assert f"is older than 2 of the files it was made from, such as {tmp_path}/gta5/labels/00003.png; " in message
         assert f"delete {part} and run `simfast prepare` again" in message
+
+
+def test_files_of_another_folder_than_was_prepared_are_told_while_that_one_is_there(part, tmp_path, caplog):
+    """Names and lengths may be equal, as of NPY and BMP. They may be the same data elsewhere, so it is no error."""
+    shutil.copytree(tmp_path / "gta5", tmp_path / "other")
+    (tmp_path / "link").symlink_to("gta5")
+    for root, told in (("link", False), ("other", True), ("other", False)):
+        caplog.clear()
+        open_dataset("gta5", tmp_path / root, "train", SIZE, cache=tmp_path / "cache")
+        rule = f"{part}: was made from the images in {tmp_path}/gta5/images, which is there, and is read for those in "
+        found = [text for text in caplog.messages if text.startswith(f"{part}: was ")]
+        assert [text.startswith(rule + f"{tmp_path}/other/images; ") for text in found] == [True] * told
+        if told:
+            shutil.rmtree(tmp_path / "gta5")
 
 
 def test_an_item_is_whole_where_reads_are_short(part, tmp_path, monkeypatch):

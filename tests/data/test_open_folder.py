@@ -318,3 +318,7 @@ def test_pseudo_labels_are_read_back_under_nested_names(tmp_path):
         save(tmp_path / f"pseudo/{name}.png", np.full((14, 20), value, np.uint8))
     data = opened(tmp_path / "photos", labels=tmp_path / "pseudo")
     assert [int(label[0, 0]) for _, label, _ in data] == [5, 4]
+    save(tmp_path / "pseudo/b.png", np.full((14, 20), 77, np.uint8))
+    rule = r"pseudo/b\.png: label ids must be among 0-18, 255, got 77 .*; pseudo labels hold places in the class list, "
+    with pytest.raises(ValueError, match=rule + "and are made anew by `simfast pseudo-labels`$"):
+        data[0]

@@ -109,6 +109,23 @@ def test_a_mean_is_given_only_where_the_labels_have_its_classes():
         Scores.of(confusion, [2, 1], [1, 0])
 
 
+def test_what_cannot_be_scored_is_told_before_the_work_and_leaves_the_network_as_it_was():
+    class Seen(torch.nn.Module):
+        calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            raise ValueError("a picture that cannot be read")
+
+    batch = (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [torch.zeros(8, 8, dtype=torch.uint8)], ["a"])
+    model = Seen().train()
+    for class_ids, calls, rule in (([2], 0, r"class_ids: must be among .* \(0, 1\)"), ([1], 1, "a picture that")):
+        with pytest.raises(ValueError, match=rule):
+            evaluate(model, [batch], class_ids, "rgb", torch.device("cpu"), labelled_ids=[0, 1])
+        assert model.calls == calls
+        assert model.training
+
+
 def test_a_label_outside_the_classes_is_an_error():
     predicted = torch.zeros(2, 2, dtype=torch.uint8)
     for wrong in (19, 254):
