@@ -73,6 +73,8 @@ def call(argv: Sequence[str]) -> Any:
 
 
 def _out_of_memory(error: Exception) -> str | None:
+    if "torch" not in sys.modules:
+        return None
     from simfast.training.failures import is_of_gpu, of_memory
 
     if (cause := of_memory(error)) is None:

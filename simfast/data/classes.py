@@ -67,7 +67,7 @@ def coding_of(data_set: str, classes: Classes, ids: Mapping[int, int] | None = N
         table = classes.ids
     other = "error" if published and classes.built_in else classes.other
     colours = {} if ids is not None or (published and classes.built_in) else classes.colours
-    return LabelCoding(table, colours, classes, other, published, class_ids)
+    return LabelCoding(table, colours, classes, other, published, present=class_ids)
 
 
 def palette(classes: Classes) -> np.ndarray:

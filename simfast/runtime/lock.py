@@ -82,8 +82,12 @@ def _opened(path: Path, folder: Path, what: str) -> int:
                 return number
             if _is_still(path, number):
                 who = {"process": os.getpid(), "machine": socket.gethostname()}
-                os.ftruncate(number, 0)
-                os.write(number, json.dumps(who).encode())
+                try:
+                    os.ftruncate(number, 0)
+                    os.write(number, json.dumps(who).encode())
+                except OSError:  # a full disk
+                    path.unlink(missing_ok=True)
+                    raise
                 return number
         except BlockingIOError:
             who = os.read(number, 1000).decode(errors="replace").strip() or "it does not say which"

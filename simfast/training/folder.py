@@ -90,7 +90,7 @@ def _make(config: Config, lock: contextlib.ExitStack) -> tuple[Path, list[Path],
         made = [folder for folder in (out, out.parent) if not folder.exists()]
         _make_folder(out.parent)
         with contextlib.suppress(FileExistsError):  # another run may begin at the same moment, and take this one
-            out.mkdir()
+            out.mkdir(parents=True)
             lock.enter_context(locked(out, "out"))
             return out, made, {LOCK}
 

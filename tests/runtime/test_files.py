@@ -126,6 +126,19 @@ def test_where_the_file_system_has_no_locks_it_is_said_and_goes_on(number, tmp_p
     assert os.listdir(tmp_path) == []
 
 
+def test_on_a_full_disk_no_lock_is_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/{NAME}'"), locked(tmp_path, "out"):
+            pass
+    assert os.listdir(tmp_path) == []
+    with locked(tmp_path, "out"):
+        pass
+
+
 def test_that_a_lock_is_gone_is_on_the_disk(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr("simfast.runtime.lock.sync_folder", lambda folder: synced.append((folder, os.listdir(folder))))
