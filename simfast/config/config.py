@@ -4,10 +4,10 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from simfast.config.bounds import BOUNDS
-from simfast.config.settings import GROUPS, Data, Losses, Matching, Model, Run, Step
+from simfast.config.settings import GROUPS, Data, Fuse, Losses, Matching, Model, Run, Step
 
 
 def _require(holds: bool, name: str, rule: str | None, came: Any) -> None:
@@ -70,6 +70,8 @@ class Config(Step, Matching, Losses, Model, Data, Run):
             rule = "must be train or frozen where no target image passes through the network in training"
             _require(self.uses_target, "batch_norm", rule, self.batch_norm)
         _require(not self.nesterov or self.momentum > 0, "momentum", "must be positive for nesterov", self.momentum)
+        alone = len(self.fuse) == 1 or not {"none", "all"} & set(self.fuse)
+        _require(bool(self.fuse) and alone, "fuse", "must be none, all, or some of the parts", list(self.fuse))
         given = self.head_dilations is None or len(self.head_dilations) > 0
         _require(given, "head_dilations", "must be one or more", self.head_dilations)
         _require(
@@ -93,6 +95,16 @@ class Config(Step, Matching, Losses, Model, Data, Run):
     def trains_on_target(self) -> bool:
         """Whether training reads target images at all."""
         return self.uses_target or self.transfer != "none" or self.method == "target-only"
+
+    @property
+    def fused(self) -> frozenset[str]:
+        """The parts of the step that run fused: `fuse` with what "all", "products" and low memory mean."""
+        parts = set(self.fuse) - {"none"}
+        if "all" in parts:
+            parts = set(get_args(Fuse)) - {"none", "all"}
+        if "products" in parts or self.memory == "low":
+            parts.add("norms")
+        return frozenset(parts)
 
     @property
     def sources(self) -> list[Source]:

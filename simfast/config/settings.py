@@ -7,6 +7,7 @@ from typing import Literal
 from simfast.config.classes import CITYSCAPES, Classes
 
 DataSet = Literal["streets", "camvid", "folder", "gta5", "synthia", "cityscapes"]
+Fuse = Literal["none", "norms", "products", "weights", "head", "maps", "all"]
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,17 @@ class Step:
     bf16 on a GPU that has it, else fp32. fp16 scales the losses. fp32 on a GPU is what torch takes for it: convolutions
     by cuDNN multiply in TF32 (11 bits of mantissa) and add in fp32, unless torch.backends.cudnn.allow_tf32 is switched
     off."""
+    fuse: tuple[Fuse, ...] = ("none",)
+    """Parts of the step that run as fewer, larger operations, with the same results but for rounding. norms: batch norm,
+    residual and ReLU in one. products: 1x1 convolutions that find batch norm's statistics as they write (with norms).
+    weights: 16-bit copies of the weights once a step. head: its dilated convolutions as one matrix product. maps:
+    upsampling, softmax and cross entropy in one. all: each of these. none of them has been measured on a GPU yet."""
+    memory: Literal["usual", "low"] = "usual"
+    """low: what batch norms inside a residual block give is computed again in the backward pass instead of kept (with
+    norms of fuse)."""
+    engines: Literal["torch", "measured"] = "torch"
+    """Who chooses how a GPU computes each convolution: torch (under --deterministic without measuring), or the first
+    step, which times the deterministic ways; the choice is kept in the run folder, so that a resumed run has it too."""
     batch_size: int = 1
     """Images of each domain in a step; with torchrun, of each of its processes."""
     steps: int = 200_000

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm with frozen affine parameters, whose running statistics a training batch can leave alone."""
 
+    fused = False
+    """Set by `simfast.models.fusing.fuse`."""
+
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         self.weight.requires_grad_(False)

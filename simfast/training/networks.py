@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from simfast.config import Config
+from simfast.models.fusing import fuse
 from simfast.models.inputs import normalise
 from simfast.runtime import distributed
 from simfast.training.modes import DTYPES
@@ -42,6 +43,7 @@ class Networks:
         # Where channels-last convolutions are the fast ones: GPUs, and CPUs in bf16.
         self._channels_last = device.type == "cuda" or precision != "fp32"
         for network in networks:
+            fuse(network, config.fused)
             network.to(device)
             if self._channels_last:
                 network.to(memory_format=torch.channels_last)

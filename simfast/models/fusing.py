@@ -1,0 +1,21 @@
+"""Which parts of a network run as fewer, larger operations: the setting `fuse`, on its modules."""
+
+from collections.abc import Set
+
+from torch import nn
+
+from simfast.models.layers import BatchNorm
+
+
+def fuse(network: nn.Module, parts: Set[str]) -> None:
+    """Have these parts of a network run fused, and all others plain.
+
+    Names, shapes and values of parameters and buffers stay as they are, and so do the results but for rounding.
+
+    Args:
+        network: of this package.
+        parts: of "norms", "products", "head", "maps"; others do not concern networks.
+    """
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.fused = "norms" in parts
