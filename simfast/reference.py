@@ -319,6 +319,58 @@ def matching_losses(
     return stuff.sum(), (instances.reshape(by_class).sum(2) / regions).sum()
 
 
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    act: str = "relu",
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    statistics: tuple[Tensor, int] | None = None,
+    twice: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """act(batch_norm(x) + residual), found in float64 and rounded once.
+
+    Args:
+        x: floating [B, C, H, W].
+        running_mean, running_var: floating [C], which training moves in place (the variance unbiased), or both None.
+        weight, bias: floating [C].
+        residual: as x, or None.
+        act: "relu" or "none".
+        training: whether to normalise by the mean and the biased variance of x over its images and pixels, and not by
+            the running statistics.
+        momentum: what of x's statistics goes into the running ones.
+        eps: added to the variance.
+        statistics: what is known of x's statistics already; not looked at.
+        twice: return the output as two tensors.
+
+    Returns:
+        [B, C, H, W] of x's dtype, or two; differentiable in x, weight, bias and residual.
+
+    Source: Ioffe and Szegedy (2015), Algorithm 1.
+    """
+    values = x.double()
+    mean, var = running_mean, running_var
+    if training:
+        mean = values.mean((0, 2, 3))
+        var = (values - mean[:, None, None]).square().mean((0, 2, 3))
+        if running_mean is not None:
+            count = x.numel() // x.shape[1]
+            with torch.no_grad():
+                running_mean += momentum * (mean - running_mean)
+                running_var += momentum * (var * count / (count - 1) - running_var)
+    mean, var, weight, bias = (p.double()[:, None, None] for p in (mean, var, weight, bias))
+    y = (values - mean) / (var + eps).sqrt() * weight + bias
+    if residual is not None:
+        y = y + residual.double()
+    y = (y.relu() if act == "relu" else y).to(x.dtype)
+    return (y, y) if twice else y
+
+
 def _count(index: Tensor, size: int) -> Tensor:
     """How often 0..size-1 occur in index; larger values are left out. int64 [size]."""
     index = index.flatten()

@@ -1,0 +1,190 @@
+"""The CUDA half of batch_norm_act: what launches its Triton kernels. Contract: simfast/ops/batch_norm_act.py."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from simfast.ops.batch_norm_act_kernels import (
+    batch_norm_apply_kernel,
+    batch_norm_backward_apply_kernel,
+    batch_norm_backward_sums_kernel,
+    batch_norm_statistics_kernel,
+)
+
+WARPS = 8
+PROGRAMS = 264  # two on each multiprocessor of an H100; of any GPU, for the order of sums follows from it
+MAX_STRETCHES = 128  # of one map: every program that applies adds up as many
+STRETCHES = 32  # that are added up at once
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class _Tiling:
+    """How a map [B, C, H, W] is cut: constants of the kernels, the grid, and the rows of a program."""
+
+    def __init__(self, x: Tensor):
+        images, self.channels, height, width = x.shape
+        self.pixels = images * height * width
+        vector = 16 // x.element_size()  # values of a thread's load
+        # Few channels: narrower blocks, so that there are enough programs without more stretches.
+        block = min(32 if self.channels <= 64 else 64, triton.next_power_of_2(max(self.channels, vector)))
+        rows = 32 * WARPS * vector // block
+        blocks = triton.cdiv(self.channels, block)
+        most = min(triton.cdiv(PROGRAMS, blocks), MAX_STRETCHES, triton.cdiv(self.pixels, 2 * rows))
+        self.rows = triton.cdiv(self.pixels, max(most, 1))
+        self.stretches = triton.cdiv(self.pixels, self.rows)
+        self.grid = blocks, self.stretches
+        self.constants: dict[str, Any] = {
+            "ROWS": rows,
+            "CHANNELS": block,
+            "EVEN": self.channels % block == 0,
+            "num_warps": WARPS,
+        }
+
+
+def statistics(x: Tensor) -> tuple[Tensor, int]:
+    """Means of stretches of the pixels, and squared distances to them, float32 [2, P, C]; and how long they are."""
+    tiling = _Tiling(x)
+    partials = x.new_empty((2, tiling.stretches, tiling.channels), dtype=torch.float32)
+    batch_norm_statistics_kernel[tiling.grid](
+        x, partials, tiling.pixels, tiling.channels, tiling.stretches, tiling.rows, STEPS=4, **tiling.constants
+    )
+    return partials, tiling.rows
+
+
+def forward(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    momentum: float,
+    eps: float,
+    partials: Tensor | None,
+    stretch_rows: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """simfast::batch_norm_act on CUDA, in two launches, or one where statistics are given: y, mean, variance."""
+    x = _channels_last(x)
+    mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    with torch.cuda.device_of(x):
+        if partials is None:
+            partials, stretch_rows = statistics(x)
+        running = running_mean, running_var
+        y = _apply(x, mean, variance, weight, bias, residual, relu, eps, partials, stretch_rows, running, momentum)
+    return y, mean, variance
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    """simfast::batch_norm_apply on CUDA, in one launch."""
+    with torch.cuda.device_of(x):
+        return _apply(_channels_last(x), mean, variance, weight, bias, residual, relu, eps)
+
+
+def _apply(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+    partials: Tensor | None = None,
+    stretch_rows: int = 0,
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    momentum: float = 0.0,
+) -> Tensor:
+    y = torch.empty_like(x)
+    if x.numel() == 0:
+        return y
+    tiling = _Tiling(x)
+    batch_norm_apply_kernel[tiling.grid](
+        x,
+        None if residual is None else _channels_last(residual),
+        weight,
+        bias,
+        partials,
+        mean,
+        variance,
+        *running,
+        y,
+        momentum,
+        eps,
+        tiling.pixels,
+        tiling.channels,
+        0 if partials is None else partials.shape[1],
+        stretch_rows,
+        tiling.rows,
+        RELU=relu,
+        STEPS=4 if residual is None else 2,
+        STRETCHES=STRETCHES,
+        **tiling.constants,
+    )
+    return y
+
+
+def backward(
+    grad: Tensor,
+    again: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    relu: bool,
+    training: bool,
+    eps: float,
+    needs_residual: bool,
+    needs_affine: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """simfast::batch_norm_act_backward on CUDA, in two launches, or one where neither needs sums."""
+    grad, x = _channels_last(grad), _channels_last(x)
+    again = None if again is None else _channels_last(again)
+    y = None if y is None else _channels_last(y)
+    nothing = x.new_empty(0)
+    grad_x = torch.empty_like(x)
+    grad_residual = torch.empty_like(x) if needs_residual else nothing
+    grad_weight, grad_bias = (torch.zeros_like(p) if needs_affine else nothing for p in (weight, bias))
+    if x.numel() == 0:
+        return grad_x, grad_residual, grad_weight, grad_bias
+    tiling = _Tiling(x)
+    sizes = tiling.pixels, tiling.channels
+    constants = tiling.constants | {"STEPS": 2}
+    norm = mean, variance, weight, bias
+    out = grad_residual if needs_residual else None
+    with torch.cuda.device_of(x):
+        partials = None
+        if training or needs_affine:
+            partials = x.new_empty((2, tiling.stretches, tiling.channels), dtype=torch.float32)
+            batch_norm_backward_sums_kernel[tiling.grid](
+                *(grad, again, x, y, *norm, out, partials, eps, *sizes, tiling.stretches, tiling.rows),
+                RELU=relu,
+                **constants,
+            )
+            if out is not None:  # which has all that comes before the second pass
+                grad, again, y, out, relu = out, None, None, None, False
+        affine = (grad_weight, grad_bias) if needs_affine else (None, None)
+        batch_norm_backward_apply_kernel[tiling.grid](
+            *(grad, again, x, y, *norm, partials, grad_x, out, *affine, eps, *sizes, tiling.stretches, tiling.rows),
+            RELU=relu,
+            TRAINING=training,
+            STRETCHES=STRETCHES,
+            **constants,
+        )
+    return grad_x, grad_residual, grad_weight, grad_bias
