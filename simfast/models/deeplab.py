@@ -106,7 +106,6 @@ class DeepLabV2(nn.Module):
     def _build_resnet(self, depths: Sequence[int], block: type[BasicBlock] | type[Bottleneck]) -> None:
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm(64)
-        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=True)
         channels, before, strides, dilations = 64, 1, (1, 2, 1, 1), (1, 1, 2, 4)
         late = self.resnet_style == "torchvision"
@@ -149,13 +148,15 @@ class DeepLabV2(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"DeepLabV2: images must be [B, 3, H, W], got {list(images.shape)}")
         if self.arch == "vgg16":
-            features = self.features(images)
+            features = again = self.features(images)
         else:
             track = self.batch_norm != "per-domain" or domain == "target"
-            features = self.maxpool(self.relu(self.bn1(self.conv1(images), track)))
+            first = self.maxpool(self.bn1(self.conv1(images), track, act=True))
+            pair = first, first
             for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-                features = stage(features, track)
-        return features, self.head(features)
+                pair = stage(pair, track)
+            features, again = pair
+        return features, self.head(again)
 
     def classify(self, vectors: Tensor) -> Tensor:
         """Logits [N, K] of the head applied to each of vectors [N, C] as a 1x1 map (the released code's class gate).

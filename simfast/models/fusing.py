@@ -7,7 +7,7 @@ from torch import nn
 from simfast.models.layers import BatchNorm
 
 
-def fuse(network: nn.Module, parts: Set[str]) -> None:
+def fuse(network: nn.Module, parts: Set[str], low_memory: bool = False) -> None:
     """Have these parts of a network run fused, and all others plain.
 
     Names, shapes and values of parameters and buffers stay as they are, and so do the results but for rounding.
@@ -15,7 +15,8 @@ def fuse(network: nn.Module, parts: Set[str]) -> None:
     Args:
         network: of this package.
         parts: of "norms", "products", "head", "maps"; others do not concern networks.
+        low_memory: with "norms": outputs of batch norms inside residual blocks are found again in the backward pass.
     """
     for module in network.modules():
         if isinstance(module, BatchNorm):
-            module.fused = "norms" in parts
+            module.fused, module.low_memory = "norms" in parts, low_memory

@@ -1,33 +1,83 @@
 """What the backbones are built of: batch norms, the blocks and stages of ResNets, VGG16."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simfast.models.recomputed import norm_act_conv
+from simfast.ops.batch_norm_act import batch_norm_act
+
+
+Pair = tuple[Tensor, Tensor]
+"""One map for two consumers: the same tensor twice, or two of one storage whose gradients a fused batch norm adds."""
+
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm with frozen affine parameters, whose running statistics a training batch can leave alone."""
+    """Batch norm with frozen affine parameters, whose running statistics a training batch can leave alone; with the
+    residual and the ReLU that follow it.
+
+    Attributes:
+        fused: whether all of that is one operation, `simfast.ops.batch_norm_act`.
+        low_memory: whether what `then` gives to a convolution is found again in the backward pass, and not kept.
+    """
 
     fused = False
-    """Set by `simfast.models.fusing.fuse`."""
+    low_memory = False
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         self.weight.requires_grad_(False)
         self.bias.requires_grad_(False)
 
-    def forward(self, x: Tensor, track: bool = True) -> Tensor:
-        """x [B, C, H, W] normalised; track False: in training, without a trace in the running statistics."""
+    def forward(self, x: Tensor, track: bool = True, residual: Tensor | None = None, act: bool = False) -> Tensor:
+        """x [B, C, H, W] normalised, plus the residual, and its ReLU.
+
+        Args:
+            x: of any layout.
+            track: False: in training, without a trace in the running statistics.
+            residual: of x's shape, or None.
+            act: whether a ReLU follows.
+        """
+        if self.fused:
+            return batch_norm_act(x, **self._settings(track), residual=residual, act="relu" if act else "none")
         if self.training and not track:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        # Not the parent's forward: it counts batches too, a launch a layer for a number that our momentum never needs.
-        mean, variance = self.running_mean, self.running_var
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+            out = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        else:
+            # Not the parent's forward: it counts batches too, a launch a layer for a number that our momentum never
+            # needs.
+            mean, variance = self.running_mean, self.running_var
+            out = F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+        if residual is not None:
+            out = out + residual
+        return F.relu(out, inplace=True) if act else out
+
+    def pair(self, x: Tensor, track: bool, residual: Tensor) -> Pair:
+        """The end of a residual block, for the two that begin the next one: ReLU of x normalised plus the residual."""
+        if self.fused:
+            return batch_norm_act(x, **self._settings(track), residual=residual, twice=True)
+        out = self(x, track, residual, act=True)
+        return out, out
+
+    def then(self, convolution: nn.Conv2d, x: Tensor, track: bool) -> Tensor:
+        """A convolution of the ReLU of x normalised."""
+        if self.fused and self.low_memory and torch.is_grad_enabled():
+            return norm_act_conv(x, convolution, **self._settings(track))
+        return convolution(self(x, track, act=True))
+
+    def _settings(self, track: bool) -> dict[str, Any]:
+        tracked = track or not self.training
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        settings = dict(zip(("running_mean", "running_var"), running, strict=True))
+        settings |= {"weight": self.weight, "bias": self.bias, "training": self.training}
+        return settings | {"momentum": self.momentum, "eps": self.eps}
 
 
 class Stage(nn.Sequential):
     """Blocks one after the other, each told whether to track statistics."""
 
-    def forward(self, x: Tensor, track: bool = True) -> Tensor:
+    def forward(self, x: Pair, track: bool = True) -> Pair:
         for block in self:
             x = block(x, track)
         return x
@@ -58,14 +108,13 @@ class BasicBlock(nn.Module):
         self.bn1 = BatchNorm(width)
         self.conv2 = _conv3x3(width, width, 1, dilation)
         self.bn2 = BatchNorm(width)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(in_channels, width, stride)
 
-    def forward(self, x: Tensor, track: bool = True) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x, track)
-        out = self.relu(self.bn1(self.conv1(x), track))
-        out = self.bn2(self.conv2(out), track)
-        return self.relu(out + residual)
+    def forward(self, x: Pair, track: bool = True) -> Pair:
+        x, again = x
+        residual = again if self.downsample is None else self.downsample(again, track)
+        out = self.bn1.then(self.conv2, self.conv1(x), track)
+        return self.bn2.pair(out, track, residual)
 
 
 class Bottleneck(nn.Module):
@@ -92,15 +141,14 @@ class Bottleneck(nn.Module):
         self.bn2 = BatchNorm(width)
         self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
         self.bn3 = BatchNorm(out_channels)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor, track: bool = True) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x, track)
-        out = self.relu(self.bn1(self.conv1(x), track))
-        out = self.relu(self.bn2(self.conv2(out), track))
-        out = self.bn3(self.conv3(out), track)
-        return self.relu(out + residual)
+    def forward(self, x: Pair, track: bool = True) -> Pair:
+        x, again = x
+        residual = again if self.downsample is None else self.downsample(again, track)
+        out = self.bn1.then(self.conv2, self.conv1(x), track)
+        out = self.bn2.then(self.conv3, out, track)
+        return self.bn3.pair(out, track, residual)
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:

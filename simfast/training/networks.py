@@ -43,7 +43,7 @@ class Networks:
         # Where channels-last convolutions are the fast ones: GPUs, and CPUs in bf16.
         self._channels_last = device.type == "cuda" or precision != "fp32"
         for network in networks:
-            fuse(network, config.fused)
+            fuse(network, config.fused, config.memory == "low")
             network.to(device)
             if self._channels_last:
                 network.to(memory_format=torch.channels_last)

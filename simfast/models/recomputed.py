@@ -1,0 +1,68 @@
+"""Batch norm, ReLU and a convolution whose input is found again in the backward pass instead of kept."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import simfast.ops.batch_norm_act  # noqa: F401  defines the operators that are called here
+
+
+def norm_act_conv(
+    x: Tensor,
+    convolution: nn.Conv2d,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """convolution(relu(batch_norm(x))), of which x alone is kept for the backward pass.
+
+    Args:
+        x: [B, C, H, W].
+        convolution: without bias; its weight is differentiable.
+        running_mean, running_var, weight, bias, training, momentum, eps: as for `simfast.ops.batch_norm_act`, but that
+            weight and bias are constants.
+
+    Raises:
+        ValueError: a convolution with a bias, or a weight or bias of the norm that is trained.
+    """
+    if convolution.bias is not None or weight.requires_grad or bias.requires_grad:
+        raise ValueError("norm_act_conv: convolution must have no bias, and weight and bias must be frozen")
+    # The cast is autograd's, outside: what is kept is the weight that the convolution was computed with.
+    kernel = convolution.weight.to(x.dtype)
+    geometry = convolution.stride, convolution.padding, convolution.dilation
+    norm = running_mean, running_var, weight, bias
+    return _NormActConv.apply(x, kernel, *norm, training, momentum, eps, geometry)
+
+
+class _NormActConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, kernel, running_mean, running_var, weight, bias, training, momentum, eps, geometry):
+        norm = weight, bias, None, True
+        if training:
+            running = running_mean, running_var
+            y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *running, *norm, momentum, eps, None, 0)
+        else:
+            mean, var = running_mean, running_var
+            y = torch.ops.simfast.batch_norm_apply.default(x, mean, var, *norm, eps)
+        ctx.save_for_backward(x, kernel, mean, var, weight, bias)
+        ctx.training, ctx.eps, ctx.geometry = training, eps, geometry
+        return torch.ops.aten.convolution.default(y, kernel, None, *geometry, False, [0, 0], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, kernel, mean, var, weight, bias = ctx.saved_tensors
+        y = torch.ops.simfast.batch_norm_apply.default(x, mean, var, weight, bias, None, True, ctx.eps)
+        masks = [True, ctx.needs_input_grad[1], False]
+        grad, grad_kernel, _ = torch.ops.aten.convolution_backward.default(
+            grad, y, kernel, None, *ctx.geometry, False, [0, 0], 1, masks
+        )
+        # On a GPU ReLU's cut is found from x, which is read anyway.
+        norm = x, None if x.is_cuda else y, mean, var, weight, bias
+        options = True, ctx.training, ctx.eps, False, False
+        grad_x, *_ = torch.ops.simfast.batch_norm_act_backward.default(grad, None, *norm, *options)
+        return grad_x, grad_kernel, *(None,) * 8
