@@ -332,6 +332,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     statistics: tuple[Tensor, int] | None = None,
     twice: bool = False,
+    cooperative: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """act(batch_norm(x) + residual), found in float64 and rounded once.
 
@@ -347,6 +348,7 @@ def batch_norm_act(
         eps: added to the variance.
         statistics: what is known of x's statistics already; not looked at.
         twice: return the output as two tensors.
+        cooperative: makes no difference.
 
     Returns:
         [B, C, H, W] of x's dtype, or two; differentiable in x, weight, bias and residual.

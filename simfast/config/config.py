@@ -98,11 +98,11 @@ class Config(Step, Matching, Losses, Model, Data, Run):
 
     @property
     def fused(self) -> frozenset[str]:
-        """The parts of the step that run fused: `fuse` with what "all", "products" and low memory mean."""
+        """The parts of the step that run fused: `fuse` with what it implies; so does low memory."""
         parts = set(self.fuse) - {"none"}
         if "all" in parts:
             parts = set(get_args(Fuse)) - {"none", "all"}
-        if "products" in parts or self.memory == "low":
+        if parts & {"cooperative", "products"} or self.memory == "low":
             parts.add("norms")
         return frozenset(parts)
 

@@ -7,7 +7,7 @@ from typing import Literal
 from simfast.config.classes import CITYSCAPES, Classes
 
 DataSet = Literal["streets", "camvid", "folder", "gta5", "synthia", "cityscapes"]
-Fuse = Literal["none", "norms", "products", "weights", "head", "maps", "all"]
+Fuse = Literal["none", "norms", "cooperative", "products", "weights", "head", "maps", "all"]
 
 
 @dataclass(frozen=True)
@@ -215,10 +215,11 @@ class Step:
     by cuDNN multiply in TF32 (11 bits of mantissa) and add in fp32, unless torch.backends.cudnn.allow_tf32 is switched
     off."""
     fuse: tuple[Fuse, ...] = ("none",)
-    """Parts of the step that run as fewer, larger operations, with the same results but for rounding. norms: batch norm,
-    residual and ReLU in one. products: 1x1 convolutions that find batch norm's statistics as they write (with norms).
-    weights: 16-bit copies of the weights once a step. head: its dilated convolutions as one matrix product. maps:
-    upsampling, softmax and cross entropy in one. all: each of these. none of them has been measured on a GPU yet."""
+    """Parts of the step that run as fewer, larger operations, with the same results but for rounding. norms: batch
+    norm, residual and ReLU in one. cooperative: that in one launch each way, whose programs wait for each other.
+    products: 1x1 convolutions that find batch norm's statistics as they write. weights: 16-bit copies of the weights
+    once a step. head: its dilated convolutions as one matrix product. maps: upsampling, softmax and cross entropy in
+    one. all: each of these. No part has been measured on a GPU yet; on a CPU they are for tests."""
     memory: Literal["usual", "low"] = "usual"
     """low: what batch norms inside a residual block give is computed again in the backward pass instead of kept (with
     norms of fuse)."""

@@ -14,9 +14,10 @@ def fuse(network: nn.Module, parts: Set[str], low_memory: bool = False) -> None:
 
     Args:
         network: of this package.
-        parts: of "norms", "products", "head", "maps"; others do not concern networks.
+        parts: of "norms", "cooperative", "products", "head", "maps"; others do not concern networks.
         low_memory: with "norms": outputs of batch norms inside residual blocks are found again in the backward pass.
     """
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.fused, module.low_memory = "norms" in parts, low_memory
+            module.cooperative = "cooperative" in parts

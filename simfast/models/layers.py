@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from simfast.models.recomputed import norm_act_conv
 from simfast.ops.batch_norm_act import batch_norm_act
 
-
 Pair = tuple[Tensor, Tensor]
 """One map for two consumers: the same tensor twice, or two of one storage whose gradients a fused batch norm adds."""
 
@@ -20,10 +19,12 @@ class BatchNorm(nn.BatchNorm2d):
 
     Attributes:
         fused: whether all of that is one operation, `simfast.ops.batch_norm_act`.
+        cooperative: whether that takes one launch each way.
         low_memory: whether what `then` gives to a convolution is found again in the backward pass, and not kept.
     """
 
     fused = False
+    cooperative = False
     low_memory = False
 
     def __init__(self, channels: int) -> None:
@@ -71,7 +72,7 @@ class BatchNorm(nn.BatchNorm2d):
         running = (self.running_mean, self.running_var) if tracked else (None, None)
         settings = dict(zip(("running_mean", "running_var"), running, strict=True))
         settings |= {"weight": self.weight, "bias": self.bias, "training": self.training}
-        return settings | {"momentum": self.momentum, "eps": self.eps}
+        return settings | {"momentum": self.momentum, "eps": self.eps, "cooperative": self.cooperative}
 
 
 class Stage(nn.Sequential):

@@ -17,14 +17,14 @@ def norm_act_conv(
     training: bool,
     momentum: float,
     eps: float,
+    cooperative: bool,
 ) -> Tensor:
     """convolution(relu(batch_norm(x))), of which x alone is kept for the backward pass.
 
     Args:
         x: [B, C, H, W].
         convolution: without bias; its weight is differentiable.
-        running_mean, running_var, weight, bias, training, momentum, eps: as for `simfast.ops.batch_norm_act`, but that
-            weight and bias are constants.
+        others: as for `simfast.ops.batch_norm_act`, but that weight and bias of the norm are constants.
 
     Raises:
         ValueError: a convolution with a bias, or a weight or bias of the norm that is trained.
@@ -35,21 +35,23 @@ def norm_act_conv(
     kernel = convolution.weight.to(x.dtype)
     geometry = convolution.stride, convolution.padding, convolution.dilation
     norm = running_mean, running_var, weight, bias
-    return _NormActConv.apply(x, kernel, *norm, training, momentum, eps, geometry)
+    return _NormActConv.apply(x, kernel, *norm, training, momentum, eps, cooperative, geometry)
 
 
 class _NormActConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, kernel, running_mean, running_var, weight, bias, training, momentum, eps, geometry):
+    def forward(
+        ctx, x, kernel, running_mean, running_var, weight, bias, training, momentum, eps, cooperative, geometry
+    ):
         norm = weight, bias, None, True
         if training:
-            running = running_mean, running_var
-            y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *running, *norm, momentum, eps, None, 0)
+            running, more = (running_mean, running_var), (momentum, eps, None, 0, cooperative)
+            y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *running, *norm, *more)
         else:
             mean, var = running_mean, running_var
             y = torch.ops.simfast.batch_norm_apply.default(x, mean, var, *norm, eps)
         ctx.save_for_backward(x, kernel, mean, var, weight, bias)
-        ctx.training, ctx.eps, ctx.geometry = training, eps, geometry
+        ctx.training, ctx.eps, ctx.cooperative, ctx.geometry = training, eps, cooperative, geometry
         return torch.ops.aten.convolution.default(y, kernel, None, *geometry, False, [0, 0], 1)
 
     @staticmethod
@@ -63,6 +65,6 @@ class _NormActConv(torch.autograd.Function):
         )
         # On a GPU ReLU's cut is found from x, which is read anyway.
         norm = x, None if x.is_cuda else y, mean, var, weight, bias
-        options = True, ctx.training, ctx.eps, False, False
+        options = True, ctx.training, ctx.eps, False, False, ctx.cooperative
         grad_x, *_ = torch.ops.simfast.batch_norm_act_backward.default(grad, None, *norm, *options)
-        return grad_x, grad_kernel, *(None,) * 8
+        return grad_x, grad_kernel, *(None,) * 9

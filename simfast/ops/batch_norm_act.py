@@ -26,6 +26,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     statistics: tuple[Tensor, int] | None = None,
     twice: bool = False,
+    cooperative: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """act(batch_norm(x) + residual), as `torch.nn.functional.batch_norm` normalises, rounded once.
 
@@ -34,8 +35,8 @@ def batch_norm_act(
     On CUDA maps are channels-last: x, residual and the incoming gradient are copied to that layout where they have
     another, and the output has it. Statistics and sums are float32, in an order that the shapes alone decide. Forward
     passes over x twice (once in eval mode), and writes nothing but the output. Backward passes twice over x and the
-    gradient (once in eval mode with frozen weight and bias); it keeps x, and the output where there is a residual, whose
-    signs then tell where ReLU cut. In eval mode with frozen weight and bias, x is kept where there is no residual.
+    gradient. It keeps x, and where there is a residual the output, whose signs then tell where ReLU cut. In eval mode
+    with frozen weight and bias it passes once, and keeps the output alone.
     On the CPU, torch's operators do the same one by one: values are rounded in between, as with modules.
     torch.autograd's derivative of the gradient is an error.
 
@@ -53,6 +54,9 @@ def batch_norm_act(
             stretch has. Without gradient: what x's gradient owes to them is computed here.
         twice: return the output as two tensors of one storage, for two consumers: their gradients are then added here,
             without a pass of their own.
+        cooperative: on CUDA, both passes of training in one launch each way, whose programs wait for each other: the
+            same bits. Where a GPU has too few multiprocessors to hold them all, two launches all the same. Calls on
+            one stream at a time: a graph of them is not to be replayed beside another one.
 
     Returns:
         [B, C, H, W] of x's dtype, or two.
@@ -67,7 +71,7 @@ def batch_norm_act(
     partials, rows = statistics or (None, 0)
     if x.is_cuda:
         _triton()
-    options = act == "relu", training, momentum, eps, partials, rows
+    options = act == "relu", training, momentum, eps, partials, rows, cooperative
     y, again = _BatchNormAct.apply(x, residual, weight, bias, running_mean, running_var, *options)
     return (y, again) if twice else y
 
@@ -132,18 +136,21 @@ class _BatchNormAct(torch.autograd.Function):
         eps: float,
         partials: Tensor | None,
         rows: int,
+        cooperative: bool,
     ) -> tuple[Tensor, Tensor]:
         norm = weight, bias, residual, relu
         if training:
-            running = running_mean, running_var
-            y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *running, *norm, momentum, eps, partials, rows)
+            running, more = (running_mean, running_var), (momentum, eps, partials, rows, cooperative)
+            y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *running, *norm, *more)
         else:
             mean, var = running_mean, running_var
             y = torch.ops.simfast.batch_norm_apply.default(x, mean, var, *norm, eps)
+        constant = not training and not any(ctx.needs_input_grad[2:4])
         # On the CPU every output serves: whoever reads it next keeps it anyway.
-        kept = y if relu and (residual is not None or not x.is_cuda) else None
-        ctx.save_for_backward(x, kept, mean, var, weight, bias)
+        kept = y if relu and (residual is not None or constant or not x.is_cuda) else None
+        ctx.save_for_backward(None if constant else x, kept, mean, var, weight, bias)
         ctx.relu, ctx.training, ctx.eps, ctx.has_residual = relu, training, eps, residual is not None
+        ctx.cooperative = cooperative
         ctx.set_materialize_grads(False)
         return y, y.detach()
 
@@ -153,20 +160,23 @@ class _BatchNormAct(torch.autograd.Function):
         if grad is None:
             grad, again = again, None
         if grad is None:
-            return (None,) * 12
+            return (None,) * 13
+        x, y, *norm = ctx.saved_tensors
+        x = grad if x is None else x  # of which the shape alone is asked
         needs_residual = ctx.has_residual and ctx.needs_input_grad[1]
         found = torch.ops.simfast.batch_norm_act_backward.default(
             grad,
             again,
-            *ctx.saved_tensors,
+            *(x, y, *norm),
             ctx.relu,
             ctx.training,
             ctx.eps,
             needs_residual,
             any(ctx.needs_input_grad[2:4]),
+            ctx.cooperative,
         )
         wanted = zip(found, ctx.needs_input_grad[:4], strict=True)
-        return (*(gradient if needed else None for gradient, needed in wanted), *(None,) * 8)
+        return (*(gradient if needed else None for gradient, needed in wanted), *(None,) * 9)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -176,7 +186,8 @@ class _BatchNormAct(torch.autograd.Function):
 _library = torch.library.Library("simfast", "FRAGMENT")
 _library.define(
     "batch_norm_act(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor weight, Tensor bias, "
-    "Tensor? residual, bool relu, float momentum, float eps, Tensor? partials, int rows) -> (Tensor, Tensor, Tensor)"
+    "Tensor? residual, bool relu, float momentum, float eps, Tensor? partials, int rows, bool cooperative) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 _library.define(
     "batch_norm_apply(Tensor x, Tensor mean, Tensor var, Tensor weight, Tensor bias, Tensor? residual, bool relu, "
@@ -184,7 +195,8 @@ _library.define(
 )
 _library.define(
     "batch_norm_act_backward(Tensor grad, Tensor? again, Tensor x, Tensor? y, Tensor mean, Tensor var, Tensor weight, "
-    "Tensor bias, bool relu, bool training, float eps, bool needs_residual, bool needs_affine) "
+    "Tensor bias, bool relu, bool training, float eps, bool needs_residual, bool needs_affine, "
+    "bool cooperative) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -223,7 +235,7 @@ def merged(partials: Tensor, rows: int, pixels: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.impl(_library, "batch_norm_act", "CPU")
-def _(x, running_mean, running_var, weight, bias, residual, relu, momentum, eps, partials, rows):
+def _(x, running_mean, running_var, weight, bias, residual, relu, momentum, eps, partials, rows, cooperative):
     if partials is None:
         y, mean, deviation = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
         return _finished(y, residual, relu), mean, deviation.pow(-2) - eps
@@ -247,7 +259,7 @@ def _finished(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 
 
 @torch.library.impl(_library, "batch_norm_act_backward", "CPU")
-def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_residual, needs_affine):
+def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_residual, needs_affine, cooperative):
     if again is not None:
         grad = grad + again
     if relu:
@@ -267,7 +279,7 @@ def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_res
 
 
 @torch.library.register_fake("simfast::batch_norm_act", lib=_library)
-def _(x, running_mean, running_var, weight, bias, residual, relu, momentum, eps, partials, rows):
+def _(x, running_mean, running_var, weight, bias, residual, relu, momentum, eps, partials, rows, cooperative):
     return _like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -277,7 +289,7 @@ def _(x, mean, var, weight, bias, residual, relu, eps):
 
 
 @torch.library.register_fake("simfast::batch_norm_act_backward", lib=_library)
-def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_residual, needs_affine):
+def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_residual, needs_affine, cooperative):
     affine = [torch.empty_like(p) if needs_affine else x.new_empty(0) for p in (weight, bias)]
     return _like(x), _like(x) if needs_residual else x.new_empty(0), *affine
 

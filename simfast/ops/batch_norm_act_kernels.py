@@ -10,9 +10,11 @@ of its own, and gives the same bits in every run. Within a stretch each thread h
 barrier, once at its end.
 
 Statistics are those of one pass, but of groups of STEPS rows: a group's mean, the squares of the distances to it, and
-then the merging of Chan, Golub and LeVeque (1979). Sums of squares would lose a deviation that is small beside the mean.
+then the merging of Chan, Golub and LeVeque (1979). Sums of squares would lose a deviation that is small beside the
+mean.
 """
 
+# ruff: noqa: B007, RUF005  (Triton's language takes neither unused names nor unpacking)
 import triton
 import triton.language as tl
 
@@ -117,21 +119,12 @@ def _group(x, first, last, column, C, n, mean, m2, ROWS: tl.constexpr, STEPS: tl
     return n + more, mean + apart * share, m2 + square + apart * apart * (n * share)
 
 
-@triton.jit(do_not_specialize=["M", "rows", "P"])
-def batch_norm_statistics_kernel(
-    x,  # in   [M, C]
-    partials,  # out  float32 [2, P, C]: means of the stretches, and squared distances to them
-    M,
-    C,
-    P,
-    rows,  # of a stretch
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STEPS: tl.constexpr,
-    EVEN: tl.constexpr,  # C is a multiple of CHANNELS
-):
-    column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    stretch = tl.program_id(1)
+@triton.jit
+def _statistics(
+    x, partials, M, C, P, rows, column, stretch,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Mean of a stretch of rows, and the squared distances to it, to `partials`."""
     first = stretch.to(tl.int64) * rows
     last = tl.minimum(first + rows, M)
     n = tl.full([ROWS, 1], 0, tl.float32)
@@ -146,6 +139,23 @@ def batch_norm_statistics_kernel(
     spread = tl.sum(m2 + n * (mean - centre) * (mean - centre), 0, keep_dims=True)
     tl.store(partials + stretch * C + column, centre, mask=column < C)
     tl.store(partials + (P + stretch) * C + column, spread, mask=column < C)
+
+
+@triton.jit(do_not_specialize=["M", "rows", "P"])
+def batch_norm_statistics_kernel(
+    x,  # in   [M, C]
+    partials,  # out  float32 [2, P, C]: means of the stretches, and squared distances to them
+    M,
+    C,
+    P,
+    rows,  # of a stretch
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
+    EVEN: tl.constexpr,  # C is a multiple of CHANNELS
+):
+    column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    _statistics(x, partials, M, C, P, rows, column, tl.program_id(1), ROWS, CHANNELS, STEPS, EVEN)
 
 
 @triton.jit
@@ -165,6 +175,23 @@ def _applied(
         _put(y, first + step * ROWS + tl.arange(0, ROWS)[:, None], column, last, C, value, FULL)
 
 
+@triton.jit
+def _wait_for_all(semaphore, programs):
+    """Until all programs of these channels are here; what they have stored is then seen.
+
+    The scheme of CUDA's cooperative groups: the first program adds what brings the sum of all to 2^31, so that the top
+    bit flips when the last one comes, and the semaphore, 0 before its first use, serves again and again.
+    """
+    tl.debug_barrier()
+    leads = tl.program_id(1) == 0
+    arrived = tl.atomic_add(semaphore, tl.where(leads, 2147483647 - (programs - 2), 1), sem="release")
+    waiting = True
+    while waiting:
+        now = tl.atomic_add(semaphore, 0, sem="acquire")
+        waiting = (arrived ^ now) >= 0
+    tl.debug_barrier()
+
+
 @triton.jit(do_not_specialize=["M", "rows", "P", "stretch_rows"])
 def batch_norm_apply_kernel(
     x,  # in   [M, C]
@@ -177,6 +204,7 @@ def batch_norm_apply_kernel(
     running_mean,  # inout float32 [C], or None
     running_variance,  # inout float32 [C], unbiased, or None
     y,  # out  [M, C]
+    semaphores,  # inout int32, one for each block of channels: find `partials` first, in this launch; or None
     momentum,
     eps,
     M,
@@ -194,6 +222,9 @@ def batch_norm_apply_kernel(
     column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     # From the last row to the first: what the pass before read last is still in the second-level cache.
     program = tl.num_programs(1) - 1 - tl.program_id(1)
+    if semaphores is not None:
+        _statistics(x, partials, M, C, P, rows, column, program, ROWS, CHANNELS, 4, EVEN)
+        _wait_for_all(semaphores + tl.program_id(0), tl.num_programs(1))
     if partials is None:
         centre, spread = _channels(mean, column, C, EVEN), _channels(variance, column, C, EVEN)
     else:
@@ -251,6 +282,32 @@ def _gradients(
     return gradients, distances
 
 
+@triton.jit
+def _backward_sums(
+    grad, again, x, y, grad_residual, partials, M, C, P, rows, column, stretch, centre, deviation, scale, shift,
+    RELU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Sums over a stretch of rows of the gradient, and of its products with normalised x, to `partials`."""
+    first = stretch.to(tl.int64) * rows
+    last = tl.minimum(first + rows, M)
+    total = tl.full([ROWS, CHANNELS], 0, tl.float32)
+    product = tl.full([ROWS, CHANNELS], 0, tl.float32)
+    whole = (last - first) // (ROWS * STEPS) * (ROWS * STEPS) if EVEN else 0
+    maps = (grad, again, x, y, grad_residual)
+    for start in range(first, first + whole, ROWS * STEPS):
+        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, RELU, ROWS, STEPS, True)
+        for step in tl.static_range(0, STEPS):
+            total += g[step]
+            product += g[step] * away[step]
+    for start in range(first + whole, last, ROWS):
+        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, RELU, ROWS, 1, False)
+        total += g[0]  # 0 beyond the last row
+        product += g[0] * away[0]
+    there = column < C
+    tl.store(partials + stretch * C + column, tl.sum(total, 0, keep_dims=True), mask=there)
+    tl.store(partials + (P + stretch) * C + column, tl.sum(product, 0, keep_dims=True) * deviation, mask=there)
+
+
 @triton.jit(do_not_specialize=["M", "rows", "P"])
 def batch_norm_backward_sums_kernel(
     grad,  # in   [M, C], of the output
@@ -275,28 +332,13 @@ def batch_norm_backward_sums_kernel(
     EVEN: tl.constexpr,
 ):
     column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    stretch = tl.program_id(1)
     centre = _channels(mean, column, C, EVEN)
     deviation = tl.rsqrt(_channels(variance, column, C, EVEN) + eps)
     scale, shift = _channels(weight, column, C, EVEN) * deviation, _channels(bias, column, C, EVEN)
-    first = stretch.to(tl.int64) * rows
-    last = tl.minimum(first + rows, M)
-    total = tl.full([ROWS, CHANNELS], 0, tl.float32)
-    product = tl.full([ROWS, CHANNELS], 0, tl.float32)
-    whole = (last - first) // (ROWS * STEPS) * (ROWS * STEPS) if EVEN else 0
-    maps = (grad, again, x, y, grad_residual)
-    for start in range(first, first + whole, ROWS * STEPS):
-        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, RELU, ROWS, STEPS, True)
-        for step in tl.static_range(0, STEPS):
-            total += g[step]
-            product += g[step] * away[step]
-    for start in range(first + whole, last, ROWS):
-        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, RELU, ROWS, 1, False)
-        total += g[0]  # 0 beyond the last row
-        product += g[0] * away[0]
-    there = column < C
-    tl.store(partials + stretch * C + column, tl.sum(total, 0, keep_dims=True), mask=there)
-    tl.store(partials + (P + stretch) * C + column, tl.sum(product, 0, keep_dims=True) * deviation, mask=there)
+    _backward_sums(
+        grad, again, x, y, grad_residual, partials, M, C, P, rows, column, tl.program_id(1),
+        centre, deviation, scale, shift, RELU, ROWS, CHANNELS, STEPS, EVEN,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M", "rows", "P"])
@@ -310,6 +352,7 @@ def batch_norm_backward_apply_kernel(
     weight,  # in   float32 [C]
     bias,  # in   float32 [C]
     partials,  # in   float32 [2, P, C], of the kernel above; None: no sum is needed
+    semaphores,  # inout int32, one for each block of channels: find `partials` first, in this launch; or None
     grad_x,  # out  [M, C]
     grad_residual,  # out  [M, C], or None
     grad_weight,  # out  float32 [C], or None
@@ -332,6 +375,16 @@ def batch_norm_backward_apply_kernel(
     centre = _channels(mean, column, C, EVEN)
     deviation = tl.rsqrt(_channels(variance, column, C, EVEN) + eps)
     scale, shift = _channels(weight, column, C, EVEN) * deviation, _channels(bias, column, C, EVEN)
+    maps = (grad, again, x, y, grad_residual)
+    if semaphores is not None:
+        _backward_sums(
+            *maps, partials, M, C, P, rows, column, program,
+            centre, deviation, scale, shift, RELU, ROWS, CHANNELS, STEPS, EVEN,
+        )  # fmt: skip
+        _wait_for_all(semaphores + tl.program_id(0), tl.num_programs(1))
+        if grad_residual is not None:  # which has all that comes before the second pass
+            maps = (grad_residual, None, x, None, None)
+    CUT: tl.constexpr = RELU and (semaphores is None or grad_residual is None)
     if partials is not None:
         total, product = _add_up(partials, partials + P * C, P, column, C, STRETCHES, CHANNELS)
         if grad_weight is not None and program == 0:
@@ -342,16 +395,15 @@ def batch_norm_backward_apply_kernel(
     first = program.to(tl.int64) * rows
     last = tl.minimum(first + rows, M)
     whole = (last - first) // (ROWS * STEPS) * (ROWS * STEPS) if EVEN else 0
-    maps = (grad, again, x, y, grad_residual)
     for start in range(first, first + whole, ROWS * STEPS):
-        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, RELU, ROWS, STEPS, True)
+        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, CUT, ROWS, STEPS, True)
         for step in tl.static_range(0, STEPS):
             value = g[step]
             if TRAINING:
                 value = value - average - away[step] * slope
             _put(grad_x, start + step * ROWS + tl.arange(0, ROWS)[:, None], column, last, C, value * scale, True)
     for start in range(first + whole, last, ROWS):
-        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, RELU, ROWS, 1, False)
+        g, away = _gradients(*maps, start, last, column, C, centre, scale, shift, CUT, ROWS, 1, False)
         value = g[0]
         if TRAINING:
             value = value - average - away[0] * slope

@@ -1,5 +1,6 @@
 """The CUDA half of batch_norm_act: what launches its Triton kernels. Contract: simfast/ops/batch_norm_act.py."""
 
+import functools
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from simfast.ops.batch_norm_act_kernels import (
 
 WARPS = 8
 PROGRAMS = 264  # two on each multiprocessor of an H100; of any GPU, for the order of sums follows from it
+RESIDENT = 2  # programs of these kernels that fit a multiprocessor together, by their registers
 MAX_STRETCHES = 128  # of one map: every program that applies adds up as many
 STRETCHES = 32  # that are added up at once
+MOST_BLOCKS = 1024  # of channels, for which there are semaphores
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -45,11 +48,28 @@ class _Tiling:
             "num_warps": WARPS,
         }
 
+    def partials(self, x: Tensor) -> Tensor:
+        """Room for two sums of each stretch and channel."""
+        return x.new_empty((2, self.stretches, self.channels), dtype=torch.float32)
+
+    def semaphores(self, x: Tensor) -> Tensor | None:
+        """One for each block of channels, of the current stream; None where the programs do not fit the GPU at once."""
+        blocks, stretches = self.grid
+        if blocks * stretches > RESIDENT * _multiprocessors(x.device) or blocks > MOST_BLOCKS:
+            return None
+        key = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+        found = _semaphores.get(key)
+        if found is None:
+            found = torch.zeros(MOST_BLOCKS, dtype=torch.int32, device=x.device)
+            if not torch.cuda.is_current_stream_capturing():  # else they are zero in the graph's replays alone
+                _semaphores[key] = found
+        return found
+
 
 def statistics(x: Tensor) -> tuple[Tensor, int]:
     """Means of stretches of the pixels, and squared distances to them, float32 [2, P, C]; and how long they are."""
     tiling = _Tiling(x)
-    partials = x.new_empty((2, tiling.stretches, tiling.channels), dtype=torch.float32)
+    partials = tiling.partials(x)
     batch_norm_statistics_kernel[tiling.grid](
         x, partials, tiling.pixels, tiling.channels, tiling.stretches, tiling.rows, STEPS=4, **tiling.constants
     )
@@ -68,15 +88,24 @@ def forward(
     eps: float,
     partials: Tensor | None,
     stretch_rows: int,
+    cooperative: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """simfast::batch_norm_act on CUDA, in two launches, or one where statistics are given: y, mean, variance."""
+    """simfast::batch_norm_act on CUDA, in two launches, or one where statistics are given or programs may wait for each
+    other: y, mean, variance.
+    """
     x = _channels_last(x)
     mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    running, semaphores = (running_mean, running_var), None
     with torch.cuda.device_of(x):
         if partials is None:
-            partials, stretch_rows = statistics(x)
-        running = running_mean, running_var
-        y = _apply(x, mean, variance, weight, bias, residual, relu, eps, partials, stretch_rows, running, momentum)
+            tiling = _Tiling(x)
+            semaphores = tiling.semaphores(x) if cooperative else None
+            if semaphores is None:
+                partials, stretch_rows = statistics(x)
+            else:
+                partials, stretch_rows = tiling.partials(x), tiling.rows
+        sums = partials, stretch_rows, running, momentum, semaphores
+        y = _apply(x, mean, variance, weight, bias, residual, relu, eps, *sums)
     return y, mean, variance
 
 
@@ -108,6 +137,7 @@ def _apply(
     stretch_rows: int = 0,
     running: tuple[Tensor | None, Tensor | None] = (None, None),
     momentum: float = 0.0,
+    semaphores: Tensor | None = None,
 ) -> Tensor:
     y = torch.empty_like(x)
     if x.numel() == 0:
@@ -123,6 +153,7 @@ def _apply(
         variance,
         *running,
         y,
+        semaphores,
         momentum,
         eps,
         tiling.pixels,
@@ -134,6 +165,7 @@ def _apply(
         STEPS=4 if residual is None else 2,
         STRETCHES=STRETCHES,
         **tiling.constants,
+        **_together(semaphores),
     )
     return y
 
@@ -152,26 +184,30 @@ def backward(
     eps: float,
     needs_residual: bool,
     needs_affine: bool,
+    cooperative: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """simfast::batch_norm_act_backward on CUDA, in two launches, or one where neither needs sums."""
+    """simfast::batch_norm_act_backward on CUDA, in two launches, or one where no sums are needed or programs may wait
+    for each other.
+    """
     grad, x = _channels_last(grad), _channels_last(x)
     again = None if again is None else _channels_last(again)
     y = None if y is None else _channels_last(y)
     nothing = x.new_empty(0)
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x) if needs_residual else nothing
-    grad_weight, grad_bias = (torch.zeros_like(p) if needs_affine else nothing for p in (weight, bias))
+    grad_weight, grad_bias = (torch.empty_like(p) if needs_affine else nothing for p in (weight, bias))
     if x.numel() == 0:
-        return grad_x, grad_residual, grad_weight, grad_bias
+        return grad_x, grad_residual, grad_weight.zero_(), grad_bias.zero_()
     tiling = _Tiling(x)
     sizes = tiling.pixels, tiling.channels
     constants = tiling.constants | {"STEPS": 2}
     norm = mean, variance, weight, bias
     out = grad_residual if needs_residual else None
     with torch.cuda.device_of(x):
-        partials = None
+        partials = semaphores = None
         if training or needs_affine:
-            partials = x.new_empty((2, tiling.stretches, tiling.channels), dtype=torch.float32)
+            partials, semaphores = tiling.partials(x), tiling.semaphores(x) if cooperative else None
+        if partials is not None and semaphores is None:
             batch_norm_backward_sums_kernel[tiling.grid](
                 *(grad, again, x, y, *norm, out, partials, eps, *sizes, tiling.stretches, tiling.rows),
                 RELU=relu,
@@ -181,10 +217,25 @@ def backward(
                 grad, again, y, out, relu = out, None, None, None, False
         affine = (grad_weight, grad_bias) if needs_affine else (None, None)
         batch_norm_backward_apply_kernel[tiling.grid](
-            *(grad, again, x, y, *norm, partials, grad_x, out, *affine, eps, *sizes, tiling.stretches, tiling.rows),
+            *(grad, again, x, y, *norm, partials, semaphores, grad_x, out, *affine),
+            *(eps, *sizes, tiling.stretches, tiling.rows),
             RELU=relu,
             TRAINING=training,
             STRETCHES=STRETCHES,
             **constants,
+            **_together(semaphores),
         )
     return grad_x, grad_residual, grad_weight, grad_bias
+
+
+def _together(semaphores: Tensor | None) -> dict[str, bool]:
+    """Options of a launch whose programs wait for each other: all are on the device at once, or CUDA refuses it."""
+    return {} if semaphores is None else {"launch_cooperative_grid": True}
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+_semaphores: dict[tuple[int, int], Tensor] = {}
