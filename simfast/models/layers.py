@@ -42,7 +42,8 @@ class BatchNorm(nn.BatchNorm2d):
             act: whether a ReLU follows.
         """
         if self.fused:
-            return batch_norm_act(x, **self._settings(track), residual=residual, act="relu" if act else "none")
+            options = {"residual": residual, "act": "relu" if act else "none", "training": self.training}
+            return batch_norm_act(x, **self._settings(track), **options)
         if self.training and not track:
             out = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         else:
@@ -57,22 +58,28 @@ class BatchNorm(nn.BatchNorm2d):
     def pair(self, x: Tensor, track: bool, residual: Tensor) -> Pair:
         """The end of a residual block, for the two that begin the next one: ReLU of x normalised plus the residual."""
         if self.fused:
-            return batch_norm_act(x, **self._settings(track), residual=residual, twice=True)
+            options = {"residual": residual, "training": self.training, "twice": True}
+            return batch_norm_act(x, **self._settings(track), **options)
         out = self(x, track, residual, act=True)
         return out, out
 
     def then(self, convolution: nn.Conv2d, x: Tensor, track: bool) -> Tensor:
         """A convolution of the ReLU of x normalised."""
-        if self.fused and self.low_memory and torch.is_grad_enabled():
+        if self.fused and self.low_memory and self.training and torch.is_grad_enabled():
             return norm_act_conv(x, convolution, **self._settings(track))
         return convolution(self(x, track, act=True))
 
     def _settings(self, track: bool) -> dict[str, Any]:
         tracked = track or not self.training
-        running = (self.running_mean, self.running_var) if tracked else (None, None)
-        settings = dict(zip(("running_mean", "running_var"), running, strict=True))
-        settings |= {"weight": self.weight, "bias": self.bias, "training": self.training}
-        return settings | {"momentum": self.momentum, "eps": self.eps, "cooperative": self.cooperative}
+        return {
+            "running_mean": self.running_mean if tracked else None,
+            "running_var": self.running_var if tracked else None,
+            "weight": self.weight,
+            "bias": self.bias,
+            "momentum": self.momentum,
+            "eps": self.eps,
+            "cooperative": self.cooperative,
+        }
 
 
 class Stage(nn.Sequential):

@@ -14,12 +14,11 @@ def norm_act_conv(
     running_var: Tensor | None,
     weight: Tensor,
     bias: Tensor,
-    training: bool,
     momentum: float,
     eps: float,
     cooperative: bool,
 ) -> Tensor:
-    """convolution(relu(batch_norm(x))), of which x alone is kept for the backward pass.
+    """convolution(relu(batch_norm(x))) in training, of which x alone is kept for the backward pass.
 
     Args:
         x: [B, C, H, W].
@@ -33,38 +32,32 @@ def norm_act_conv(
         raise ValueError("norm_act_conv: convolution must have no bias, and weight and bias must be frozen")
     # The cast is autograd's, outside: what is kept is the weight that the convolution was computed with.
     kernel = convolution.weight.to(x.dtype)
-    geometry = convolution.stride, convolution.padding, convolution.dilation
+    geometry = convolution.stride, convolution.padding, convolution.dilation, False, [0, 0], 1
     norm = running_mean, running_var, weight, bias
-    return _NormActConv.apply(x, kernel, *norm, training, momentum, eps, cooperative, geometry)
+    return _NormActConv.apply(x, kernel, *norm, momentum, eps, cooperative, geometry)
 
 
 class _NormActConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x, kernel, running_mean, running_var, weight, bias, training, momentum, eps, cooperative, geometry
-    ):
-        norm = weight, bias, None, True
-        if training:
-            running, more = (running_mean, running_var), (momentum, eps, None, 0, cooperative)
-            y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *running, *norm, *more)
-        else:
-            mean, var = running_mean, running_var
-            y = torch.ops.simfast.batch_norm_apply.default(x, mean, var, *norm, eps)
+        ctx, x, kernel, running_mean, running_var, weight, bias, momentum, eps, cooperative, geometry
+    ) -> Tensor:
+        norm, more = (running_mean, running_var, weight, bias, None, True), (momentum, eps, None, 0, cooperative)
+        y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *norm, *more)
         ctx.save_for_backward(x, kernel, mean, var, weight, bias)
-        ctx.training, ctx.eps, ctx.cooperative, ctx.geometry = training, eps, cooperative, geometry
-        return torch.ops.aten.convolution.default(y, kernel, None, *geometry, False, [0, 0], 1)
+        ctx.eps, ctx.cooperative, ctx.geometry = eps, cooperative, geometry
+        return torch.ops.aten.convolution.default(y, kernel, None, *geometry)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, kernel, mean, var, weight, bias = ctx.saved_tensors
-        y = torch.ops.simfast.batch_norm_apply.default(x, mean, var, weight, bias, None, True, ctx.eps)
-        masks = [True, ctx.needs_input_grad[1], False]
-        grad, grad_kernel, _ = torch.ops.aten.convolution_backward.default(
-            grad, y, kernel, None, *ctx.geometry, False, [0, 0], 1, masks
-        )
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel, *norm = ctx.saved_tensors
+        y = torch.ops.simfast.batch_norm_apply.default(x, *norm, None, True, ctx.eps)
+        wanted = [True, ctx.needs_input_grad[1], False]
+        grad, grad_kernel, _ = torch.ops.aten.convolution_backward.default(grad, y, kernel, None, *ctx.geometry, wanted)
         # On a GPU ReLU's cut is found from x, which is read anyway.
-        norm = x, None if x.is_cuda else y, mean, var, weight, bias
-        options = True, ctx.training, ctx.eps, False, False, ctx.cooperative
-        grad_x, *_ = torch.ops.simfast.batch_norm_act_backward.default(grad, None, *norm, *options)
-        return grad_x, grad_kernel, *(None,) * 9
+        options = True, True, ctx.eps, False, False, ctx.cooperative
+        grad_x, *_ = torch.ops.simfast.batch_norm_act_backward.default(
+            grad, None, x, None if x.is_cuda else y, *norm, *options
+        )
+        return grad_x, grad_kernel, *(None,) * 8

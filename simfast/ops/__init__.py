@@ -6,6 +6,7 @@ autocast, read nothing back to the host, and give the same bits from run to run.
 or a workspace, of the native ops on any device, they raise MemoryError with its name, dtype and shape.
 """
 
+from simfast.ops.batch_norm_act import batch_norm_act
 from simfast.ops.components import connected_components
 from simfast.ops.library import available
 from simfast.ops.matching_losses import matching_losses
@@ -17,6 +18,7 @@ from simfast.ops.select_rings import select_rings
 
 __all__ = [
     "available",
+    "batch_norm_act",
     "connected_components",
     "find_regions",
     "matching_losses",

@@ -108,7 +108,7 @@ def _check(x, running_mean, running_var, weight, bias, residual, act, training, 
     if statistics is not None:
         partials, rows = statistics
         stretches = -(-(x.numel() // max(channels, 1)) // rows) if rows > 0 else 0
-        fits = partials.dtype == torch.float32 and partials.shape == (2, stretches, channels)
+        fits = partials.dtype == dtype and partials.shape == (2, stretches, channels)
         if not (training and rows > 0 and fits and partials.is_contiguous()):
             raise ValueError(
                 f"batch_norm_act: statistics must be float32 [2, P, {channels}] of P stretches that make up x, in "
@@ -271,10 +271,9 @@ def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_res
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
         grad, x, weight, *norm, training, eps, [True, needs_affine, needs_affine]
     )
-    nothing = x.new_empty(0)
-    # No gradient of a custom operator may be one of its inputs.
-    residual = (grad if relu else grad.clone()) if needs_residual else nothing
-    affine = (grad_weight, grad_bias) if needs_affine else (nothing, x.new_empty(0))
+    # No result of a custom operator may be one of its inputs, or another result.
+    residual = (grad if relu else grad.clone()) if needs_residual else x.new_empty(0)
+    affine = (grad_weight, grad_bias) if needs_affine else (x.new_empty(0), x.new_empty(0))
     return grad_x, residual, *affine
 
 

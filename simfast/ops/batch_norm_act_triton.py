@@ -162,7 +162,7 @@ def _apply(
         stretch_rows,
         tiling.rows,
         RELU=relu,
-        STEPS=4 if residual is None else 2,
+        STEPS=4 if residual is None and semaphores is None else 2,
         STRETCHES=STRETCHES,
         **tiling.constants,
         **_together(semaphores),
@@ -192,10 +192,9 @@ def backward(
     grad, x = _channels_last(grad), _channels_last(x)
     again = None if again is None else _channels_last(again)
     y = None if y is None else _channels_last(y)
-    nothing = x.new_empty(0)
     grad_x = torch.empty_like(x)
-    grad_residual = torch.empty_like(x) if needs_residual else nothing
-    grad_weight, grad_bias = (torch.empty_like(p) if needs_affine else nothing for p in (weight, bias))
+    grad_residual = torch.empty_like(x) if needs_residual else x.new_empty(0)
+    grad_weight, grad_bias = (torch.empty_like(p) if needs_affine else x.new_empty(0) for p in (weight, bias))
     if x.numel() == 0:
         return grad_x, grad_residual, grad_weight.zero_(), grad_bias.zero_()
     tiling = _Tiling(x)

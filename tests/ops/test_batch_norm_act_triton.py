@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from simfast import reference
@@ -40,7 +41,7 @@ def make(shape, dtype=torch.float32, residual=False, offset=0.0, seed=0):
 
 
 # Of values near 1: float32's sums, and a rounding of the others; the interpreter truncates to bfloat16.
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2.5e-2}
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 4e-2}
 
 
 def close(found, expected, tolerance, what):
@@ -49,7 +50,10 @@ def close(found, expected, tolerance, what):
     )
 
 
-def check(shape, dtype=torch.float32, residual=False, relu=True, training=True, affine=True, again=True, **more):
+def check(
+    shape, dtype=torch.float32, residual=False, relu=True, training=True, affine=True, again=True, one=False, **more
+):
+    """Output, gradients and running statistics are the reference's. one: in one launch each way."""
     from simfast.ops import batch_norm_act_triton as ours
 
     x, added, weight, bias, running, (grad, second) = make(shape, dtype, residual, **more)
@@ -63,7 +67,7 @@ def check(shape, dtype=torch.float32, residual=False, relu=True, training=True, 
     tolerance = TOLERANCE[dtype]
     norm = weight, bias, added, relu
     if training:
-        y, mean, var = ours.forward(x, *running, *norm, 0.1, 1e-5, None, 0)
+        y, mean, var = ours.forward(x, *running, *norm, 0.1, 1e-5, None, 0, one)
         for found, known in zip(running, expected_running, strict=True):
             close(found, known, 2e-5, "running statistics")
     else:
@@ -74,7 +78,7 @@ def check(shape, dtype=torch.float32, residual=False, relu=True, training=True, 
     if training:
         assert torch.equal(ours.apply(x, mean, var, *norm, 1e-5), y)
     kept = y if residual and relu else None
-    options = relu, training, 1e-5, residual, affine
+    options = relu, training, 1e-5, residual, affine, one
     found = ours.backward(grad, second if again else None, x, kept, mean, var, weight, bias, *options)
     names = ["x", *(["residual"] if residual else []), "weight", "bias"]
     found = [found[0], *([found[1]] if residual else []), *found[2:]]
@@ -92,21 +96,40 @@ def every_kind():
         for relu in (False, True):
             for training in (False, True):
                 for affine in (False, True):
-                    check((2, 24, 5, 7), residual=residual, relu=relu, training=training, affine=affine)
+                    check((2, 20, 3, 5), residual=residual, relu=relu, training=training, affine=affine)
+
+
+def one_launch_does_what_two_do():
+    """Of one stretch: the interpreter runs a program after the other, and none of several could wait."""
+    from simfast.ops import batch_norm_act_triton as ours
+
+    semaphores = torch.zeros(2, dtype=torch.int32)
+
+    def given(tiling, x):
+        assert tiling.stretches == 1
+        return semaphores
+
+    ours._Tiling.semaphores, before = given, ours._Tiling.semaphores
+    try:
+        for residual in (False, True):
+            for relu in (False, True):
+                check((1, 20, 3, 5), residual=residual, relu=relu, one=True)
+        check((1, 72, 3, 5), torch.bfloat16, residual=True, one=True)
+    finally:
+        ours._Tiling.semaphores = before
 
 
 def every_dtype():
     for dtype in (torch.float16, torch.bfloat16):
         for residual in (False, True):
-            check((2, 64, 9, 11), dtype, residual)
-        check((1, 64, 9, 11), dtype, True, training=False, affine=False)
+            check((1, 64, 5, 11), dtype, residual)
+        check((1, 64, 5, 3), dtype, True, training=False, affine=False)
 
 
 def sizes():
-    for shape in ((1, 1, 1, 2), (1, 3, 1, 5), (2, 19, 3, 3), (1, 65, 4, 4), (3, 130, 2, 1), (1, 2048, 1, 3)):
+    for shape in ((1, 1, 1, 2), (1, 3, 1, 5), (2, 19, 3, 3), (3, 130, 2, 1), (1, 520, 1, 3)):
         check(shape, residual=True)
-    check((1, 64, 70, 45), residual=True)  # whole groups, and more than one stretch
-    check((1, 96, 64, 70), residual=True)
+    check((1, 64, 20, 45), residual=True)  # whole groups, and more than one stretch
     check((1, 7, 33, 77), again=False)
     check((1, 1, 1, 1), training=False)
 
@@ -177,14 +200,15 @@ def what_is_not_written_shows():
     torch.Tensor.new_empty, torch.empty_like = map(poisoned, real)
     try:
         check((2, 19, 5, 7), residual=True)
-        check((1, 64, 33, 35), residual=True)
-        check((1, 64, 9, 9), residual=True, training=False, affine=False)
+        check((1, 64, 20, 29), residual=True)
+        check((1, 64, 3, 9), residual=True, training=False, affine=False)
     finally:
         torch.Tensor.new_empty, torch.empty_like = real
 
 
 INTERPRETED = [
     every_kind,
+    one_launch_does_what_two_do,
     every_dtype,
     sizes,
     a_mean_far_above_the_deviation_loses_nothing,
@@ -192,6 +216,96 @@ INTERPRETED = [
     statistics_that_are_given_are_those_used,
     what_is_not_written_shows,
 ]
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Compiled: what the JIT makes of a call's very arguments
+# ----------------------------------------------------------------------------------------------------------------------
+
+compiled = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET is set: nothing is compiled"
+)
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+def launches(capability, shape, dtype, residual, one, monkeypatch, training=True, affine=False):
+    """Those of a forward and a backward pass; of two consumers where there is a residual, as in a network."""
+    from triton_launches import compiled_launches
+
+    from simfast.ops import batch_norm_act_triton as ours
+
+    monkeypatch.setattr(ours._Tiling, "semaphores", lambda tiling, x: torch.zeros(64, dtype=torch.int32))
+    x, added, weight, bias, running, (grad, second) = make(shape, dtype, residual)
+    norm = weight, bias, added, True
+    with compiled_launches(capability) as noted:
+        if training:
+            y, mean, var = ours.forward(x, *running, *norm, 0.1, 1e-5, None, 0, one)
+        else:
+            mean, var = running
+            y = ours.apply(x, mean, var, *norm, 1e-5)
+        kept = y if residual or not training else None
+        options = True, training, 1e-5, residual, affine, one
+        ours.backward(grad, second if residual else None, x, kept, mean, var, weight, bias, *options)
+    return noted
+
+
+KINDS = [(capability, BF16, True) for capability in (80, 90, 100, 120)] + [(90, BF16, False), (90, F32, True)]
+
+
+@compiled
+@pytest.mark.parametrize("one", [False, True], ids=["two launches", "one launch"])
+@pytest.mark.parametrize(("capability", "dtype", "residual"), KINDS)
+def test_loops_load_16_bytes_at_once_and_have_no_barrier(capability, one, residual, dtype, monkeypatch, tmp_path):
+    noted = launches(capability, (1, 128, 70, 90), dtype, residual, one, monkeypatch)
+    assert len(noted) == (2 if one else 4)
+    for launch in noted:
+        code = launch.machine_code(tmp_path)
+        assert code.stack <= (
+            16 if capability == 100 else 0
+        )  # it adds two values at a time, and may move them for that
+        assert code.registers <= 128  # two programs of eight warps on a multiprocessor: what `one` counts on
+        assert code.shared <= 2048
+        loops = [(first, last) for first, last in code.loops() if code.count("LDG", first, last)]
+        wide = [
+            (first, last)
+            for first, last in loops
+            if any(first <= i.address <= last and "LDG" in i.opcode and ".128" in i.opcode for i in code.instructions)
+        ]
+        waits = [loop for loop in loops if code.count("LDG.*STRONG", *loop)]
+        assert len(waits) == one
+        assert wide
+        for loop in set(loops) - set(waits):
+            assert code.count("BAR|LDS|STS|LDL|STL|ATOM|RED|SHFL", *loop) == 0
+        for first, last in wide:
+            inside = [i for i in code.instructions if first <= i.address <= last]
+            assert all(".128" in i.opcode for i in inside if i.opcode.startswith(("LDG", "STG")))
+
+
+@compiled
+@pytest.mark.parametrize("one", [False, True])
+def test_what_programs_have_stored_is_seen_by_those_that_waited(one, monkeypatch, tmp_path):
+    for launch in launches(90, (1, 128, 70, 90), BF16, True, one, monkeypatch):
+        code = [i.opcode for i in launch.machine_code(tmp_path).instructions]
+        if not one:
+            assert not any("ATOM" in opcode for opcode in code)
+            continue
+        arrives = next(at for at, opcode in enumerate(code) if "ATOMG" in opcode)
+        waits = next(at for at, opcode in enumerate(code) if opcode.startswith("LDG") and "STRONG.GPU" in opcode)
+        assert any("BAR.SYNC" in opcode for opcode in code[arrives - 30 : arrives])
+        assert any("MEMBAR" in opcode and "GPU" in opcode for opcode in code[arrives - 5 : arrives])
+        assert arrives < waits
+        assert any("CCTL.IVALL" in opcode for opcode in code[waits : waits + 3])  # the first-level cache is emptied
+        assert any("BAR.SYNC" in opcode for opcode in code[waits : waits + 10])
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1, 1, 1, 2), F32), ((1, 19, 3, 3), F16), ((2, 64, 1, 1), BF16), ((1, 16, 16, 16), F32)]
+)
+def test_any_call_compiles_without_spills(shape, dtype, monkeypatch, tmp_path):
+    for training, affine in ((True, True), (False, False), (False, True)):
+        for launch in launches(90, shape, dtype, True, False, monkeypatch, training, affine):
+            assert launch.machine_code(tmp_path).stack == 0
+
 
 if __name__ == "__main__":
     for case in INTERPRETED:
