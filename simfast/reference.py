@@ -4,6 +4,7 @@ Same names, signatures, shapes and edge cases as `simfast.ops`; runs on any devi
 speed, and free to read values back to the host, which the kernels never do.
 
 Letters: B images, C channels, H W map, S segments, N queries, K classes, R rows a class, D width.
+Of conv1x1_statistics: K and N channels in and out, M pixels, P chunks of them.
 """
 
 import torch
@@ -371,6 +372,40 @@ def batch_norm_act(
         y = y + residual.double()
     y = (y.relu() if act == "relu" else y).to(x.dtype)
     return (y, y) if twice else y
+
+
+def conv1x1_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
+    """A 1x1 convolution of stride 1 without bias, and mean and M2 of each chunk of its output's pixels.
+
+    The chunks are of `rows` pixels in the order (B, H, W), the last one of what is left. M2 is the sum of squared
+    distances to the chunk's mean, of the output as rounded to its dtype.
+    Gradient flows from `out` alone.
+
+    Args:
+        x: floating [B, K, H, W].
+        weight: [N, K, 1, 1], of x's dtype.
+
+    Returns:
+        out: [B, N, H, W], channels-last, of x's dtype; products summed in float64.
+        partials: float32 [2, P, N] (float64 for float64 x), P = ceil(B * H * W / rows): means in [0], M2 in [1].
+        rows: pixels of a chunk, 128.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    if x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
+        raise ValueError(f"conv1x1_statistics: x must be non-empty floating [B, K, H, W], {_came(x)}")
+    if weight.ndim != 4 or weight.shape[1:] != (x.shape[1], 1, 1) or len(weight) == 0 or weight.dtype != x.dtype:
+        raise ValueError(f"conv1x1_statistics: weight must be [N, {x.shape[1]}, 1, 1] of x's dtype, {_came(weight)}")
+    rows = 128
+    pixels = x.permute(0, 2, 3, 1)
+    out = (pixels.double() @ weight.flatten(1).double().T).to(x.dtype)
+    partials = []
+    for chunk in out.detach().flatten(0, 2).double().split(rows):
+        mean = chunk.mean(0)
+        partials.append(torch.stack([mean, (chunk - mean).square().sum(0)]))
+    statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return out.permute(0, 3, 1, 2), torch.stack(partials, 1).to(statistics), rows
 
 
 def _count(index: Tensor, size: int) -> Tensor:

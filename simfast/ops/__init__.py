@@ -8,6 +8,7 @@ or a workspace, of the native ops on any device, they raise MemoryError with its
 
 from simfast.ops.batch_norm_act import batch_norm_act
 from simfast.ops.components import connected_components
+from simfast.ops.conv1x1_statistics import conv1x1_statistics
 from simfast.ops.library import available
 from simfast.ops.matching_losses import matching_losses
 from simfast.ops.nearest import nearest_l1
@@ -20,6 +21,7 @@ __all__ = [
     "available",
     "batch_norm_act",
     "connected_components",
+    "conv1x1_statistics",
     "find_regions",
     "matching_losses",
     "nearest_l1",

@@ -10,6 +10,9 @@ import sass
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+# Bytes of shared memory that a block can have; 99 KB where it is not named.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -20,6 +23,8 @@ class Launch:
     signature: dict[str, str]
     """The type of each argument; "constexpr" for an integer that is 1, for None and for constants."""
     cubin: bytes
+    shared: int
+    """Bytes of shared memory that the launch asks for, beside what the kernel's machine code has of its own."""
 
     def machine_code(self, folder: Path) -> sass.Kernel:
         """Its instructions, and what a block takes."""
@@ -34,7 +39,7 @@ class _Driver:
     def __init__(self, capability: int):
         self.capability, self.launches, self._launcher = capability, [], None
         self.utils = SimpleNamespace(
-            get_device_properties=lambda device: {"max_shared_mem": 99 * 1024},
+            get_device_properties=lambda device: {"max_shared_mem": SHARED.get(capability, 99 * 1024)},
             load_binary=self._load,
             unload_module=lambda module: None,
         )
@@ -53,16 +58,17 @@ class _Driver:
         return self._launcher
 
     def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple:
-        self._launcher.cubin = cubin  # the JIT loads right after it has made the launcher
+        self._launcher.cubin, self._launcher.shared = cubin, shared  # right after the JIT has made the launcher
         return object(), 0, 0, 0, 1024
 
 
 class _Launcher:
     def __init__(self, source):
         self.name, self.signature, self.cubin = source.name, dict(source.signature), b""
+        self.shared = 0
 
     def __call__(self, x: int, y: int, z: int, *_) -> None:
-        driver.active.launches.append(Launch(self.name, (x, y, z), self.signature, self.cubin))
+        driver.active.launches.append(Launch(self.name, (x, y, z), self.signature, self.cubin, self.shared))
 
 
 @contextmanager

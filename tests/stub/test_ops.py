@@ -1,6 +1,7 @@
 """The library's operations on the stub GPU: their host side, for every kind of input that the others do not have."""
 
 import pytest
+import stub_gpu
 import torch
 
 from simfast import ops
@@ -63,5 +64,21 @@ def test_nearest_compiles_and_is_launched(width, rows, queries, dtype, seen):
         distances.sum().backward()
         assert distances.shape == nearest.shape == (queries,)
     assert seen().total("triton") >= 6
+    assert seen().total("sync") == 0
+    assert seen().violations == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 64, 7, 5, 256), (1, 1024, 91, 161, 256)], ids=str)
+def test_a_convolution_with_statistics_is_one_launch(shape, dtype, seen):
+    *size, channels = shape
+    x = torch.zeros(size, dtype=dtype, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.zeros(channels, size[1], 1, 1, dtype=dtype, device="cuda", requires_grad=True)
+    stub_gpu.reset()
+    out, partials, rows = ops.conv1x1_statistics(x, weight)
+    assert (seen().total("triton"), seen().launches) == (1, 1)
+    assert partials.shape == (2, -(-out.numel() // channels // rows), channels)
+    out.sum().backward()
+    assert x.grad.stride() == x.stride()
     assert seen().total("sync") == 0
     assert seen().violations == []
