@@ -18,7 +18,7 @@ WORK = {LAST: "", "stage1": "", PREVIOUS: PREVIOUS, BEST: BEST, "result.json": N
 # What a run writes before its first step.
 BEGINNINGS = {"log.txt", "config.yaml", "metrics.jsonl", "tensorboard"}
 # What it writes whole or not at all: what a killed one may have left of it has this name and ".part".
-HALF_WRITTEN = (*("*.pt", "panel-*.png", "config.yaml", "metrics.jsonl", "result.json", "curve.png"),)
+HALF_WRITTEN = (*("*.pt", "panel-*.png", "config.yaml", "metrics.jsonl", "result.json", "curve.png", "engines.json"),)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from simfast.config import Config
 from simfast.models.fusing import fuse
 from simfast.models.inputs import normalise
 from simfast.runtime import distributed
+from simfast.training.engines import measured_engines
 from simfast.training.modes import DTYPES
 from simfast.training.self_training import MeanTeacher
 
@@ -24,6 +25,10 @@ class Networks:
         teacher: None without online self-training.
         map_dtype: of the softmax maps that the discriminator judges, what its first convolution would round them to;
             None without it.
+        engines: what chooses how convolutions of the segmentation network are computed; None where torch does.
+
+    Raises:
+        ValueError: engines that cannot be measured here.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Networks:
     ):
         self.model, self.discriminator, self.convention = model, discriminator, convention
         self._config, self._precision, self._device = config, precision, device
+        self.engines = measured_engines(config, mode, device)
         self.map_dtype = None if discriminator is None else DTYPES[precision]
         networks = [network for network in (model, discriminator) if network is not None]
         # Where channels-last convolutions are the fast ones: GPUs, and CPUs in bf16.
@@ -57,7 +63,7 @@ class Networks:
         """Features and logits of uint8 images [B, 3, H, W]."""
         images = self._normalised(images)
         called, last = self._called[self.model], domain == "target" or not self._config.uses_target
-        with self._autocast(), distributed.backward_follows(called, last):
+        with self._autocast(), self.engines or contextlib.nullcontext(), distributed.backward_follows(called, last):
             return called(images, domain)
 
     def judge(self, maps: Tensor, last: bool) -> Tensor:
@@ -73,7 +79,7 @@ class Networks:
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """The teacher's logits of uint8 target images."""
-        with self._autocast():
+        with self._autocast(), self.engines or contextlib.nullcontext():
             return self._teach(self._normalised(images), "target")[1]
 
     def _normalised(self, images: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from simfast.runtime.environment import environment, pick_device
 from simfast.runtime.files import write_text
 from simfast.runtime.lock import tidy
 from simfast.training.build import build_trainer
+from simfast.training.engines import NAME as ENGINES
 from simfast.training.failures import explained, retold
 from simfast.training.folder import RunFolder, run_folder
 from simfast.training.keeping import Keeper
@@ -147,6 +148,9 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
         remedy = "where the data have moved, --resume takes the new place too: --source-root, --target-root"
         raise ValueError(f"{error}; {remedy}") from error
     trainer = build_trainer(here, device, resumed)
+    if (engines := trainer.networks.engines) is not None:
+        # The other stage's are of the same network; those that a new run finds in its folder are of no run.
+        engines.keep_in(out / ENGINES, *[out / ENGINES] * bool(resumed), command / "stage1" / ENGINES)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""
@@ -181,6 +185,8 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
         for step, batch in zip(range(first + 1, config.steps + 1), loader):  # noqa: B905  the loader is endless
             losses = trainer.step(step - 1, *batch)
             folder.begun = True
+            if engines is not None:
+                engines.save()
             keeper.step = step
             soundness.add(step, losses)
             progress.update()

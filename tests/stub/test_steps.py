@@ -14,8 +14,10 @@ from stub_steps import (
     STEADY,
     batches,
     case_name,
+    make_trainer,
     numbers,
     small_trainer,
+    steady_step,
     step_of,
 )
 
@@ -85,3 +87,20 @@ def test_an_evaluation_a_saved_and_a_loaded_state_between_replays_leave_the_grap
             trainer.step(step, *inputs[1])
         assert trainer.mode == "graph"
         assert seen().violations == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_engines_are_measured_in_the_first_step_alone_and_before_a_capture(mode, precision):
+    with determinism(True):
+        trainer = make_trainer("cuda", mode, precision, engines="measured")
+        found = steady_step(trainer, list(batches(2, "cuda")))
+        assert trainer.mode == mode
+        assert found.violations == []
+        assert found.total("sync") == 0
+        assert found.total("graph") == (mode == "graph")
+        layers = trainer.networks.engines._layers
+        assert len(layers) == 3  # both domains have one size here
+        kinds = {len(layer["forward"]["ms"]) for layer in layers.values()}
+        assert kinds == {2, 3}
+        assert [len(layer) for layer in layers.values()] == [2, 3, 3]  # no gradient of the images is asked for
