@@ -8,6 +8,7 @@ Of conv1x1_statistics: K and N channels in and out, M pixels, P chunks of them.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -406,6 +407,73 @@ def conv1x1_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
         partials.append(torch.stack([mean, (chunk - mean).square().sum(0)]))
     statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
     return out.permute(0, 3, 1, 2), torch.stack(partials, 1).to(statistics), rows
+
+
+def upsampled_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    ignore: int = 255,
+    map_dtype: torch.dtype | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Cross entropy of bilinearly upsampled logits (aligned corners), mean over the pixels that are not `ignore`.
+
+    Args:
+        logits: floating [B, K, h, w].
+        labels: integer [B, H, W], in [0, K) or `ignore`.
+        map_dtype: dtype of the softmax map to return; None for none.
+        weights: floating [B, H, W], a factor of each pixel's cross entropy, which the mean still divides by the number
+            of pixels; None: 1.
+
+    Returns:
+        loss: float32 scalar (float64 for float64 logits), 0 where every pixel is `ignore`. Differentiable in logits.
+        maps: [B, P, H, W] of map_dtype, channels-last, P the next multiple of 8 from K: the softmax of the upsampled
+            logits and zeros, detached; or None.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and what came.
+
+    Source: Eq. 1, Eq. 10.
+    """
+    _check_map("upsampled_cross_entropy", "labels", labels)
+    num_classes, label = logits.shape[1], labels.long()
+    valid = label != ignore
+    wrong = label[valid & ((label < 0) | (label >= num_classes))]
+    if wrong.numel():
+        raise ValueError(
+            f"upsampled_cross_entropy: labels must be in [0, {num_classes}) or {ignore}, got {wrong[0].item()}"
+        )
+    log = _upsampled(logits, labels.shape[1:]).log_softmax(1)
+    terms = -log.gather(1, label.where(valid, 0)[:, None])[:, 0]
+    if weights is not None:
+        terms = terms * weights
+    loss = torch.where(valid, terms, 0).sum() / valid.sum().clamp(min=1)
+    return loss, None if map_dtype is None else _padded(log.detach().exp()).to(map_dtype)
+
+
+def upsampled_softmax(logits: Tensor, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Softmax over the classes of bilinearly upsampled logits (aligned corners), channels padded with zeros.
+
+    Args:
+        logits: floating [B, K, h, w].
+        size: (H, W).
+        dtype: of the result.
+
+    Returns:
+        [B, P, H, W], channels-last, P the next multiple of 8 from K: the softmax, then zeros. Differentiable in logits.
+
+    Source: what the discriminator sees (Eq. 2, Eq. 3).
+    """
+    return _padded(_upsampled(logits, size).softmax(1)).to(dtype)
+
+
+def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.interpolate(wide, tuple(size), mode="bilinear", align_corners=True)
+
+
+def _padded(maps: Tensor) -> Tensor:
+    return F.pad(maps, (0, 0, 0, 0, 0, -maps.shape[1] % 8)).contiguous(memory_format=torch.channels_last)
 
 
 def _count(index: Tensor, size: int) -> Tensor:

@@ -16,6 +16,7 @@ from simfast.ops.regions import find_regions
 from simfast.ops.ring_write import ring_write
 from simfast.ops.segment_mean import segment_mean
 from simfast.ops.select_rings import select_rings
+from simfast.ops.upsampled import upsampled_cross_entropy, upsampled_softmax
 
 __all__ = [
     "available",
@@ -28,4 +29,6 @@ __all__ = [
     "ring_write",
     "segment_mean",
     "select_rings",
+    "upsampled_cross_entropy",
+    "upsampled_softmax",
 ]

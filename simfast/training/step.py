@@ -36,7 +36,7 @@ class Terms(NamedTuple):
     labels: Tensor | None
     """int64 [B, h, w], of the regions that are matched: L_C or L_P; None without matching."""
     maps: Tensor | None
-    """[B, K, H, W], the softmax maps that D judges; None without it."""
+    """[B, K, H, W], the softmax maps that D judges; None without it. With channels of zeros beyond where fused."""
 
 
 class Trainer:
@@ -73,6 +73,7 @@ class Trainer:
         self.precision = resolve_precision(config.precision, device)
         self.config, self.device = config, device
         self.model, self.discriminator, self.matching = model, discriminator, matching
+        self._fused_maps = "maps" in config.fused
         self.networks = Networks(config, model, discriminator, convention, self.mode, self.precision, device)
         self.optimizers = Optimizers(config, model, discriminator, self.precision, device)
         self.teacher, self.scaler = self.networks.teacher, self.optimizers.scaler
@@ -165,7 +166,9 @@ class Trainer:
             labels: uint8 [B, H, W].
         """
         features, logits = self.networks.segment(source, "source")
-        loss, maps = upsampled_segmentation_loss(logits, labels, map_dtype=self.networks.map_dtype)
+        loss, maps = upsampled_segmentation_loss(
+            logits, labels, map_dtype=self.networks.map_dtype, fused=self._fused_maps
+        )
         losses = {"seg": distributed.mean_over_all(loss, labels)}
         regions = None if self.matching is None else correct_labels(logits, labels)
         return Terms(losses, features, logits, regions, maps)
@@ -183,10 +186,10 @@ class Trainer:
             labels = predicted_labels(logits, pseudo_labels if config.match_pseudo_labels else None)
             regions = self._aside.run(self.matching.find, labels)
         if config.stage == 2:
-            loss, _ = upsampled_segmentation_loss(logits, pseudo_labels)
+            loss, _ = upsampled_segmentation_loss(logits, pseudo_labels, fused=self._fused_maps)
             losses["seg_target"] = distributed.mean_over_all(loss, pseudo_labels)
         if self.discriminator is not None:
-            maps = upsampled_softmax(logits, target.shape[2:], self.networks.map_dtype)
+            maps = upsampled_softmax(logits, target.shape[2:], self.networks.map_dtype, self._fused_maps)
             losses["adv"] = adversarial_loss(self.networks.judge(maps, last=False), "source", config.adversary)
         if self.matching is not None:
             self._aside.join()
@@ -271,10 +274,11 @@ class Trainer:
     def _mixed_loss(self, source: Tensor, labels: Tensor, target: Tensor, order: Tensor) -> Tensor:
         """Cross entropy on source regions pasted on target images that the teacher labels, with its gradients."""
         logits = self.networks.teach(target)
-        pseudo_labels, weight = label_confidently(upsampled_softmax(logits, target.shape[2:]), self.config.confidence)
+        maps = upsampled_softmax(logits, target.shape[2:], fused=self._fused_maps)
+        pseudo_labels, weight = label_confidently(maps, self.config.confidence)  # channels of zeros are no class's
         images, labels, weights = mix(source, labels, target, pseudo_labels, weight, order)
         _, logits = self.networks.segment(images, "source")  # as source: no statistic of mixed images is the target's
-        loss, _ = upsampled_segmentation_loss(logits, labels, weights=weights)
+        loss, _ = upsampled_segmentation_loss(logits, labels, weights=weights, fused=self._fused_maps)
         self.optimizers.backward(self.config.lambda_mix * loss)
         return loss
 

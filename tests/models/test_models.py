@@ -290,10 +290,31 @@ def test_discriminator_computes_five_convolutions_with_leaky_relu_between():
     torch.testing.assert_close(maps, kept, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("more_than", [3, 19])
+def test_discriminator_takes_channels_of_zeros_up_to_a_multiple_of_8(more_than):
+    torch.manual_seed(0)
+    model, extra = Discriminator(more_than, width=4).double(), -more_than % 8
+    maps = torch.randn(2, more_than, 40, 45, dtype=torch.float64, requires_grad=True)
+    wide = nn.functional.pad(maps.detach(), (0, 0, 0, 0, 0, extra)).requires_grad_()
+    found = []
+    for x in (maps, wide):
+        judgement = model(x)
+        found.append([judgement, *torch.autograd.grad(judgement.square().sum(), [x, *model.parameters()])])
+    found[1][1] = found[1][1][:, :more_than]
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain)
+    assert model.conv1.weight.shape == (4, more_than, 4, 4)
+    for wrong in (more_than - 1, more_than + 1, more_than + extra + 8):
+        with pytest.raises(ValueError, match=rf"maps must be \[B, {more_than}, H, W\] or \[B, {more_than + extra}, H"):
+            model(torch.zeros(1, wrong, 32, 32, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"maps must be \[B, 8, H, W\], got \[1, 16, 32, 32\]"):
+        Discriminator(8, width=4)(torch.zeros(1, 16, 32, 32))
+
+
 def test_discriminator_names_its_smallest_input():
     model = Discriminator(3, width=4)
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 1, 1, 1)
     with pytest.raises(ValueError, match=r"at least 32 x 32 \(H x W\), got 31 x 64"):
         model(torch.randn(1, 3, 31, 64))
-    with pytest.raises(ValueError, match=r"maps must be \[B, 3, H, W\], got \[1, 4, 32, 32\]"):
+    with pytest.raises(ValueError, match=r"maps must be \[B, 3, H, W\] or \[B, 8, H, W\], .* got \[1, 4, 32, 32\]"):
         model(torch.randn(1, 4, 32, 32))

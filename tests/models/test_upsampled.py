@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simfast.models import upsampled
+from simfast.ops import upsampled_bands
 from simfast.models.upsampled import upsample, upsampled_segmentation_loss, upsampled_softmax
 from simfast.testing import DEVICES, Calls, assert_within_budget, determinism, smooth_labels
 
@@ -14,7 +14,7 @@ SIZES = [((9, 17), (65, 129)), ((9, 17), (70, 131)), ((1, 3), (32, 33)), ((4, 4)
 
 @pytest.fixture(params=[1 << 22, 1500], ids=["one band", "many bands"], autouse=True)
 def band(request, monkeypatch):
-    monkeypatch.setattr(upsampled, "BAND", request.param)
+    monkeypatch.setattr(upsampled_bands, "BAND", request.param)
 
 
 def make(small, large, dtype=torch.float32, images=2, device="cpu"):
