@@ -70,16 +70,21 @@ def _joined(x, EACH: tl.constexpr):
 @triton.jit
 def _split(x, EACH: tl.constexpr):
     """The inverse of _joined."""
+    # One split a line: Triton's parser knows no nested targets.
     if EACH == 8:
-        x = tl.reshape(x, [x.shape[0], x.shape[1] // 8, 2, 2, 2])
-        even, odd = tl.split(x)
-        (e0, e2), (e1, e3) = tl.split(even), tl.split(odd)
-        (x0, x4), (x1, x5), (x2, x6), (x3, x7) = tl.split(e0), tl.split(e1), tl.split(e2), tl.split(e3)
-        found = x0, x1, x2, x3, x4, x5, x6, x7
+        even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 8, 2, 2, 2]))
+        e0, e2 = tl.split(even)
+        e1, e3 = tl.split(odd)
+        x0, x4 = tl.split(e0)
+        x1, x5 = tl.split(e1)
+        x2, x6 = tl.split(e2)
+        x3, x7 = tl.split(e3)
+        found = (x0, x1, x2, x3, x4, x5, x6, x7)
     else:
         even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 4, 2, 2]))
-        (x0, x2), (x1, x3) = tl.split(even), tl.split(odd)
-        found = x0, x1, x2, x3
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        found = (x0, x1, x2, x3)
     return found
 
 

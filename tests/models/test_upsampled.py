@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simfast.ops import upsampled_bands
 from simfast.models.upsampled import upsample, upsampled_segmentation_loss, upsampled_softmax
+from simfast.ops import upsampled_bands
 from simfast.testing import DEVICES, Calls, assert_within_budget, determinism, smooth_labels
 
 # Feature size, label size: whole numbers of steps between samples or not, one sample, fewer pixels than samples.

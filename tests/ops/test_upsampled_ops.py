@@ -1,4 +1,4 @@
-"""upsampled_cross_entropy and upsampled_softmax: within the error budget of float64, maps that a discriminator reads."""
+"""upsampled_cross_entropy and upsampled_softmax: within the error budget of float64, in maps that D reads fast."""
 
 import inspect
 

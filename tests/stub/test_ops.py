@@ -5,6 +5,7 @@ import stub_gpu
 import torch
 
 from simfast import ops
+from simfast.models.upsampled import upsampled_segmentation_loss, upsampled_softmax
 from simfast.ops.nearest import nearest_l1_ragged
 from simfast.testing import STUFF, THINGS
 
@@ -82,3 +83,31 @@ def test_a_convolution_with_statistics_is_one_launch(shape, dtype, seen):
     assert x.grad.stride() == x.stride()
     assert seen().total("sync") == 0
     assert seen().violations == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (33, 50), (720, 1280)], ids=str)
+@pytest.mark.parametrize("num_classes", [2, 19, 40])
+def test_fused_maps_take_two_launches_one_for_the_gradient_one_and_two(num_classes, size, dtype, seen):
+    logits = torch.zeros(1, num_classes, size[0] // 8 + 1, size[1] // 8 + 1, dtype=dtype, device="cuda")
+    labels = torch.zeros(1, *size, dtype=torch.uint8, device="cuda")
+    logits.requires_grad_()
+    found = []
+
+    def launches(run):
+        stub_gpu.reset()
+        result = run()
+        assert seen().launches == seen().total("triton")
+        assert seen().total("memset", "memcpy", "sync", "malloc") == seen().total("malloc")
+        assert seen().violations == []
+        found.append(seen().total("triton"))
+        return result
+
+    one = torch.ones((), device="cuda")
+    loss, maps = launches(lambda: upsampled_segmentation_loss(logits, labels, map_dtype=dtype, fused=True))
+    grad = torch.empty_like(maps)
+    launches(lambda: torch.autograd.grad(loss, logits, one))
+    softmax = launches(lambda: upsampled_softmax(logits, size, dtype, fused=True))
+    launches(lambda: torch.autograd.grad(softmax, logits, grad))
+    assert found == [2, 1, 1, 2]
+    assert maps.is_contiguous(memory_format=torch.channels_last)
