@@ -20,4 +20,4 @@ def fuse(network: nn.Module, parts: Set[str], low_memory: bool = False) -> None:
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.fused, module.low_memory = "norms" in parts, low_memory
-            module.cooperative = "cooperative" in parts
+            module.cooperative, module.products = "cooperative" in parts, "products" in parts

@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from simfast.models.recomputed import norm_act_conv
 from simfast.ops.batch_norm_act import batch_norm_act
+from simfast.ops.conv1x1_statistics import conv1x1_statistics
 
 Pair = tuple[Tensor, Tensor]
 """One map for two consumers: the same tensor twice, or two of one storage whose gradients a fused batch norm adds."""
+Statistics = tuple[Tensor, int] | None
+"""What a product has found of its output's statistics, see `simfast.ops.conv1x1_statistics`."""
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -20,11 +23,13 @@ class BatchNorm(nn.BatchNorm2d):
     Attributes:
         fused: whether all of that is one operation, `simfast.ops.batch_norm_act`.
         cooperative: whether that takes one launch each way.
+        products: whether a 1x1 convolution finds the statistics of what it writes, by `simfast.ops.conv1x1_statistics`.
         low_memory: whether what `then` gives to a convolution is found again in the backward pass, and not kept.
     """
 
     fused = False
     cooperative = False
+    products = False
     low_memory = False
 
     def __init__(self, channels: int) -> None:
@@ -32,7 +37,14 @@ class BatchNorm(nn.BatchNorm2d):
         self.weight.requires_grad_(False)
         self.bias.requires_grad_(False)
 
-    def forward(self, x: Tensor, track: bool = True, residual: Tensor | None = None, act: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        track: bool = True,
+        residual: Tensor | None = None,
+        act: bool = False,
+        statistics: Statistics = None,
+    ) -> Tensor:
         """x [B, C, H, W] normalised, plus the residual, and its ReLU.
 
         Args:
@@ -40,10 +52,10 @@ class BatchNorm(nn.BatchNorm2d):
             track: False: in training, without a trace in the running statistics.
             residual: of x's shape, or None.
             act: whether a ReLU follows.
+            statistics: of x, of `after`.
         """
         if self.fused:
-            options = {"residual": residual, "act": "relu" if act else "none", "training": self.training}
-            return batch_norm_act(x, **self._settings(track), **options)
+            return self._fused(x, track, residual, statistics, act="relu" if act else "none")
         if self.training and not track:
             out = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         else:
@@ -55,19 +67,38 @@ class BatchNorm(nn.BatchNorm2d):
             out = out + residual
         return F.relu(out, inplace=True) if act else out
 
-    def pair(self, x: Tensor, track: bool, residual: Tensor) -> Pair:
+    def after(self, convolution: nn.Conv2d, x: Tensor) -> tuple[Tensor, Statistics]:
+        """The convolution of x that this norm normalises, and its statistics where the product finds them."""
+        if not self._of_product(convolution):
+            return convolution(x), None
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        out, *statistics = conv1x1_statistics(x.to(dtype), convolution.weight.to(dtype))
+        return out, tuple(statistics)
+
+    def then(
+        self, convolution: nn.Conv2d, following: "BatchNorm", x: Tensor, statistics: Statistics, track: bool
+    ) -> tuple[Tensor, Statistics]:
+        """What `following` normalises, and `after` gives it: a convolution of the ReLU of x normalised."""
+        if self.fused and self.low_memory and self.training and torch.is_grad_enabled():
+            product, norm = following._of_product(convolution), self._settings(track)
+            return norm_act_conv(x, convolution, **norm, statistics=statistics, product=product)
+        return following.after(convolution, self(x, track, act=True, statistics=statistics))
+
+    def pair(self, x: Tensor, track: bool, residual: Tensor, statistics: Statistics = None) -> Pair:
         """The end of a residual block, for the two that begin the next one: ReLU of x normalised plus the residual."""
         if self.fused:
-            options = {"residual": residual, "training": self.training, "twice": True}
-            return batch_norm_act(x, **self._settings(track), **options)
+            return self._fused(x, track, residual, statistics, twice=True)
         out = self(x, track, residual, act=True)
         return out, out
 
-    def then(self, convolution: nn.Conv2d, x: Tensor, track: bool) -> Tensor:
-        """A convolution of the ReLU of x normalised."""
-        if self.fused and self.low_memory and self.training and torch.is_grad_enabled():
-            return norm_act_conv(x, convolution, **self._settings(track))
-        return convolution(self(x, track, act=True))
+    def _of_product(self, convolution: nn.Conv2d) -> bool:
+        plain = convolution.kernel_size == convolution.stride == (1, 1) and convolution.bias is None
+        return self.products and self.training and plain
+
+    def _fused(self, x: Tensor, track: bool, residual: Tensor | None, statistics: Statistics, **options):
+        options |= {"residual": residual, "training": self.training, "statistics": statistics}
+        return batch_norm_act(x, **self._settings(track), **options)
 
     def _settings(self, track: bool) -> dict[str, Any]:
         tracked = track or not self.training
@@ -100,7 +131,8 @@ class Downsample(nn.Sequential):
         )
 
     def forward(self, x: Tensor, track: bool = True) -> Tensor:
-        return self[1](self[0](x), track)
+        x, statistics = self[1].after(self[0], x)
+        return self[1](x, track, statistics=statistics)
 
 
 class BasicBlock(nn.Module):
@@ -121,8 +153,9 @@ class BasicBlock(nn.Module):
     def forward(self, x: Pair, track: bool = True) -> Pair:
         x, again = x
         residual = again if self.downsample is None else self.downsample(again, track)
-        out = self.bn1.then(self.conv2, self.conv1(x), track)
-        return self.bn2.pair(out, track, residual)
+        out, statistics = self.bn1.after(self.conv1, x)
+        out, statistics = self.bn1.then(self.conv2, self.bn2, out, statistics, track)
+        return self.bn2.pair(out, track, residual, statistics)
 
 
 class Bottleneck(nn.Module):
@@ -154,9 +187,10 @@ class Bottleneck(nn.Module):
     def forward(self, x: Pair, track: bool = True) -> Pair:
         x, again = x
         residual = again if self.downsample is None else self.downsample(again, track)
-        out = self.bn1.then(self.conv2, self.conv1(x), track)
-        out = self.bn2.then(self.conv3, out, track)
-        return self.bn3.pair(out, track, residual)
+        out, statistics = self.bn1.after(self.conv1, x)
+        out, statistics = self.bn1.then(self.conv2, self.bn2, out, statistics, track)
+        out, statistics = self.bn2.then(self.conv3, self.bn3, out, statistics, track)
+        return self.bn3.pair(out, track, residual, statistics)
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import simfast.ops.batch_norm_act  # noqa: F401  defines the operators that are called here
+from simfast.ops.conv1x1_statistics import ROWS
 
 
 def norm_act_conv(
@@ -17,13 +18,20 @@ def norm_act_conv(
     momentum: float,
     eps: float,
     cooperative: bool,
-) -> Tensor:
+    statistics: tuple[Tensor, int] | None = None,
+    product: bool = False,
+) -> tuple[Tensor, tuple[Tensor, int] | None]:
     """convolution(relu(batch_norm(x))) in training, of which x alone is kept for the backward pass.
 
     Args:
         x: [B, C, H, W].
         convolution: without bias; its weight is differentiable.
         others: as for `simfast.ops.batch_norm_act`, but that weight and bias of the norm are constants.
+
+        product: whether the convolution, 1x1, is to find statistics by `simfast.ops.conv1x1_statistics`.
+
+    Returns:
+        The convolution's output, and its statistics or None.
 
     Raises:
         ValueError: a convolution with a bias, or a weight or bias of the norm that is trained.
@@ -34,23 +42,45 @@ def norm_act_conv(
     kernel = convolution.weight.to(x.dtype)
     geometry = convolution.stride, convolution.padding, convolution.dilation, False, [0, 0], 1
     norm = running_mean, running_var, weight, bias
-    return _NormActConv.apply(x, kernel, *norm, momentum, eps, cooperative, geometry)
+    more = momentum, eps, *(statistics or (None, 0)), cooperative
+    out, partials = _NormActConv.apply(x, kernel, *norm, *more, geometry, product)
+    return out, (partials, ROWS) if product else None
 
 
 class _NormActConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x, kernel, running_mean, running_var, weight, bias, momentum, eps, cooperative, geometry
-    ) -> Tensor:
-        norm, more = (running_mean, running_var, weight, bias, None, True), (momentum, eps, None, 0, cooperative)
+        ctx,
+        x: Tensor,
+        kernel: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        momentum: float,
+        eps: float,
+        partials: Tensor | None,
+        rows: int,
+        cooperative: bool,
+        geometry: tuple,
+        product: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        norm, more = (running_mean, running_var, weight, bias, None, True), (momentum, eps, partials, rows, cooperative)
         y, mean, var = torch.ops.simfast.batch_norm_act.default(x, *norm, *more)
         ctx.save_for_backward(x, kernel, mean, var, weight, bias)
         ctx.eps, ctx.cooperative, ctx.geometry = eps, cooperative, geometry
-        return torch.ops.aten.convolution.default(y, kernel, None, *geometry)
+        if not product:
+            return torch.ops.aten.convolution.default(y, kernel, None, *geometry), None
+        out, found = torch.ops.simfast.conv1x1_statistics.default(y, kernel)
+        ctx.mark_non_differentiable(found)
+        ctx.set_materialize_grads(False)
+        return out, found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 13
         x, kernel, *norm = ctx.saved_tensors
         y = torch.ops.simfast.batch_norm_apply.default(x, *norm, None, True, ctx.eps)
         wanted = [True, ctx.needs_input_grad[1], False]
@@ -60,4 +90,4 @@ class _NormActConv(torch.autograd.Function):
         grad_x, *_ = torch.ops.simfast.batch_norm_act_backward.default(
             grad, None, x, None if x.is_cuda else y, *norm, *options
         )
-        return grad_x, grad_kernel, *(None,) * 8
+        return grad_x, grad_kernel, *(None,) * 11
