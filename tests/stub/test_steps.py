@@ -21,6 +21,7 @@ from stub_steps import (
     step_of,
 )
 
+from simfast.models.convolution_ways import Geometry, compute
 from simfast.testing import determinism
 
 KINDS = list(itertools.product(SETTINGS, MODES, PRECISIONS, (True, False)))
@@ -104,3 +105,17 @@ def test_engines_are_measured_in_the_first_step_alone_and_before_a_capture(mode,
         kinds = {len(layer["forward"]["ms"]) for layer in layers.values()}
         assert kinds == {2, 3}
         assert [len(layer) for layer in layers.values()] == [2, 3, 3]  # no gradient of the images is asked for
+
+
+@pytest.mark.parametrize("way", ["cudnn", "native", "product"])
+def test_every_way_of_a_convolution_keeps_its_layout(way, seen):
+    x = torch.zeros(2, 8, 5, 7, device="cuda").contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(16, 8, 1, 1, device="cuda")
+    geometry = Geometry(tuple(x.shape), tuple(weight.shape), (1, 1), (0, 0), (1, 1), x.dtype, True)
+    out = compute(way, "forward", geometry, x, weight, None)
+    grad_input = compute(way, "grad_input", geometry, x, weight, out)
+    assert (out.shape, grad_input.shape) == ((2, 16, 5, 7), x.shape)
+    assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in (out, grad_input))
+    assert compute(way, "grad_weight", geometry, x, weight, out).shape == weight.shape
+    assert seen().total("sync") == 0
+    assert seen().violations == []
