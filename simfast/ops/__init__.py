@@ -1,9 +1,10 @@
 """The native ops. Same names, signatures and results as `simfast.reference`, for the CPU and CUDA.
 
 Importing this package never fails for want of the library: `available()` says whether it is there, and an op that is
-called without it raises one sentence with the command that builds it. All ops keep the dtypes they are given under
-autocast, read nothing back to the host, and give the same bits from run to run. Where there is no memory for an output
-or a workspace, of the native ops on any device, they raise MemoryError with its name, dtype and shape.
+called without it raises one sentence with the command that builds it; the `upsampled_*` do without it. All ops keep the
+dtypes they are given under autocast, read nothing back to the host, and give the same bits from run to run. Where there
+is no memory for an output or a workspace, of the native ops on any device, they raise MemoryError with its name, dtype
+and shape.
 """
 
 from simfast.ops.batch_norm_act import batch_norm_act
