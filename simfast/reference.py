@@ -7,6 +7,8 @@ Letters: B images, C channels, H W map, S segments, N queries, K classes, R rows
 Of conv1x1_statistics: K and N channels in and out, M pixels, P chunks of them.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -474,6 +476,22 @@ def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _padded(maps: Tensor) -> Tensor:
     return F.pad(maps, (0, 0, 0, 0, 0, -maps.shape[1] % 8)).contiguous(memory_format=torch.channels_last)
+
+
+def sum_of_taps(products: Tensor, bias: Tensor, dilations: Sequence[int]) -> Tensor:
+    """The sum of dilated 3x3 convolutions, whose taps' products with each pixel are here. As `simfast.ops`."""
+    _, height, width, _ = products.shape
+    dtype = torch.float64 if products.dtype == torch.float64 else torch.float32
+    around = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+    offsets = [(0, 0), *((d * y, d * x) for d in dilations for y, x in around)]
+    rows = torch.arange(height, device=products.device)
+    columns = torch.arange(width, device=products.device)
+    total = bias.to(dtype)
+    for tap, (dy, dx) in enumerate(offsets):
+        inside = ((rows + dy >= 0) & (rows + dy < height))[:, None] & (columns + dx >= 0) & (columns + dx < width)
+        moved = products[:, (rows + dy).clamp(0, height - 1)][:, :, (columns + dx).clamp(0, width - 1)]
+        total = total + torch.where(inside[..., None], moved[..., tap * len(bias) : (tap + 1) * len(bias)].to(dtype), 0)
+    return total.to(products.dtype).permute(0, 3, 1, 2)
 
 
 def _count(index: Tensor, size: int) -> Tensor:

@@ -6,10 +6,12 @@ Letters: B images, H W pixels, h w feature map at stride 8, C feature channels, 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simfast.models.layers import BasicBlock, BatchNorm, Bottleneck, Stage, vgg16_layers
+from simfast.ops.sum_of_taps import num_taps, sum_of_taps
 
 RESNET_STAGES = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 NUM_FEATURES = {"resnet18": 512, "resnet50": 2048, "resnet101": 2048, "vgg16": 1024}
@@ -206,8 +208,12 @@ class DilatedHead(nn.Module):
     Weights start from normal(0, 0.01); biases keep PyTorch's default, uniform in +-1/sqrt(9 C), as released.
     """
 
+    fused = False
+    """Set by `simfast.models.fusing.fuse`."""
+
     def __init__(self, num_features: int, num_classes: int, dilations: Sequence[int]) -> None:
         super().__init__()
+        self.dilations = tuple(dilations)
         self.conv2d_list = nn.ModuleList(
             nn.Conv2d(num_features, num_classes, kernel_size=3, padding=d, dilation=d) for d in dilations
         )
@@ -216,10 +222,26 @@ class DilatedHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, K, h, w] of features [B, C, h, w]."""
+        if self.fused:
+            return self._from_one_product(features)
         logits = self.conv2d_list[0](features)
         for convolution in self.conv2d_list[1:]:
             logits = logits + convolution(features)
         return logits
+
+    def _from_one_product(self, features: Tensor) -> Tensor:
+        """The same by one matrix product: each pixel with every tap's weight, the centre's being one for all branches.
+
+        Features are then read once, and a product of hundreds of columns is what GPUs do best.
+        """
+        taps = [c.weight.permute(2, 3, 0, 1).flatten(0, 1).unbind() for c in self.conv2d_list]
+        rows = [sum(nine[4] for nine in taps), *(tap for nine in taps for tap in (*nine[:4], *nine[5:]))]
+        # Rows of a multiple of eight values: 16 bytes of 16-bit ones, without which tensor cores are fed slowly.
+        num_classes, num_features = rows[0].shape
+        rows.append(rows[0].new_zeros(-num_taps(self.dilations) * num_classes % 8, num_features))
+        products = F.linear(features.permute(0, 2, 3, 1), torch.cat(rows))
+        bias = sum(convolution.bias for convolution in self.conv2d_list)
+        return sum_of_taps(products, bias if products.dtype == torch.float64 else bias.float(), self.dilations)
 
     def classify(self, vectors: Tensor) -> Tensor:
         """Logits [N, K] of vectors [N, C], each taken as a 1x1 map.

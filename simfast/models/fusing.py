@@ -4,6 +4,7 @@ from collections.abc import Set
 
 from torch import nn
 
+from simfast.models.deeplab import DilatedHead
 from simfast.models.layers import BatchNorm
 
 
@@ -21,3 +22,5 @@ def fuse(network: nn.Module, parts: Set[str], low_memory: bool = False) -> None:
         if isinstance(module, BatchNorm):
             module.fused, module.low_memory = "norms" in parts, low_memory
             module.cooperative, module.products = "cooperative" in parts, "products" in parts
+        elif isinstance(module, DilatedHead):
+            module.fused = "head" in parts

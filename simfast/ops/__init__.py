@@ -17,6 +17,7 @@ from simfast.ops.regions import find_regions
 from simfast.ops.ring_write import ring_write
 from simfast.ops.segment_mean import segment_mean
 from simfast.ops.select_rings import select_rings
+from simfast.ops.sum_of_taps import sum_of_taps
 from simfast.ops.upsampled import upsampled_cross_entropy, upsampled_softmax
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ring_write",
     "segment_mean",
     "select_rings",
+    "sum_of_taps",
     "upsampled_cross_entropy",
     "upsampled_softmax",
 ]

@@ -12,6 +12,7 @@ from simfast.runtime import distributed
 from simfast.training.engines import measured_engines
 from simfast.training.modes import DTYPES
 from simfast.training.self_training import MeanTeacher
+from simfast.training.weight_copies import WeightCopies
 
 
 class Networks:
@@ -28,7 +29,7 @@ class Networks:
         engines: what chooses how convolutions of the segmentation network are computed; None where torch does.
 
     Raises:
-        ValueError: engines that cannot be measured here.
+        ValueError: engines that cannot be measured here; the settings ask for "weights" in several processes.
     """
 
     def __init__(
@@ -56,13 +57,21 @@ class Networks:
         self.teacher = MeanTeacher(model, config.teacher_decay) if config.self_training == "online" else None
         called = [_compiled(network) if "compile" in mode else network for network in networks]
         self._called = {net: distributed.averaging(net, call) for net, call in zip(networks, called, strict=True)}
+        self._copies = None
+        if "weights" in config.fused:
+            if distributed.size() > 1:  # whose hooks wait for gradients of the parameters themselves
+                raise ValueError(f"fuse: must be without weights in several processes, got {', '.join(config.fuse)}")
+            if precision != "fp32":
+                self._copies = WeightCopies(networks, DTYPES[precision])
+                twins = self._copies.twins.items()
+                self._on_copies = {net: _compiled(twin) if "compile" in mode else twin for net, twin in twins}
         if self.teacher is not None:
             self._teach = _compiled(self.teacher.network) if "compile" in mode else self.teacher.network
 
     def segment(self, images: Tensor, domain: str) -> tuple[Tensor, Tensor]:
         """Features and logits of uint8 images [B, 3, H, W]."""
         images = self._normalised(images)
-        called, last = self._called[self.model], domain == "target" or not self._config.uses_target
+        called, last = self._caller(self.model), domain == "target" or not self._config.uses_target
         with self._autocast(), self.engines or contextlib.nullcontext(), distributed.backward_follows(called, last):
             return called(images, domain)
 
@@ -72,15 +81,31 @@ class Networks:
         Args:
             last: whether what is propagated back from here is the step's last gradient of the discriminator.
         """
-        called = self._called[self.discriminator]
+        called = self._caller(self.discriminator)
         with self._autocast(), distributed.backward_follows(called, last):
             return called(maps)
+
+    def fresh_weights(self) -> contextlib.AbstractContextManager:
+        """A step, in which weights stay as they are now until the optimisers change them."""
+        return contextlib.nullcontext() if self._copies is None else self._copies.fresh()
+
+    def gather_gradients(self) -> None:
+        """To be called after each backward pass of a step: then the parameters have its gradients."""
+        if self._copies is not None:
+            self._copies.gather_gradients()
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """The teacher's logits of uint8 target images."""
         with self._autocast(), self.engines or contextlib.nullcontext():
             return self._teach(self._normalised(images), "target")[1]
+
+    def _caller(self, network: nn.Module) -> nn.Module:
+        """What runs for a network: outside of a step always itself."""
+        if self._copies is None or not self._copies.in_use:
+            return self._called[network]
+        self._copies.follow(network)
+        return self._on_copies[network]
 
     def _normalised(self, images: Tensor) -> Tensor:
         images = normalise(images, self.convention)

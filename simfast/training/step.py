@@ -224,7 +224,8 @@ class Trainer:
     def _update(self, *inputs: Tensor | None) -> dict[str, Tensor]:
         """The step at the learning rates that are set. The same work at every call: it can be captured."""
         try:
-            return self._change(*inputs)
+            with self.networks.fresh_weights():
+                return self._change(*inputs)
         except BaseException:
             with contextlib.suppress(RuntimeError):  # of a device or a capture that is broken: the first error counts
                 self._aside.join()
@@ -265,7 +266,7 @@ class Trainer:
         """`source_terms` with their gradients, and what is remembered of the images; the maps that D judges."""
         terms = self.source_terms(source, labels)
         regions = None if self.matching is None else self._aside.run(self.matching.find, terms.labels)
-        self.optimizers.backward(self._weighted(terms.losses))
+        self._backward(self._weighted(terms.losses))
         if self.matching is not None:
             self._aside.join()
             self.matching.remember(terms.features.detach(), regions, self.model.classify)
@@ -279,14 +280,19 @@ class Trainer:
         images, labels, weights = mix(source, labels, target, pseudo_labels, weight, order)
         _, logits = self.networks.segment(images, "source")  # as source: no statistic of mixed images is the target's
         loss, _ = upsampled_segmentation_loss(logits, labels, weights=weights, fused=self._fused_maps)
-        self.optimizers.backward(self.config.lambda_mix * loss)
+        self._backward(self.config.lambda_mix * loss)
         return loss
 
     def _target_losses(self, target: Tensor, pseudo_labels: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
         """`target_terms` with their gradients; the maps that D judges."""
         terms = self.target_terms(target, pseudo_labels)
-        self.optimizers.backward(self._weighted(terms.losses))
+        self._backward(self._weighted(terms.losses))
         return terms.losses, terms.maps
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the step."""
+        self.optimizers.backward(loss)
+        self.networks.gather_gradients()
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """Their part of Eq. 12 and Eq. 13."""
@@ -300,6 +306,6 @@ class Trainer:
         for maps, domain in ((source_maps, "source"), (target_maps, "target")):
             judgement = self.networks.judge(maps.detach(), last=domain == "target")
             term = adversarial_loss(judgement, domain, self.config.adversary)
-            self.optimizers.backward(self.config.lambda_d * term)
+            self._backward(self.config.lambda_d * term)
             loss = loss + term.detach()
         return loss
