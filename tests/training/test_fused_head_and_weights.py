@@ -170,7 +170,7 @@ def test_a_step_casts_its_weights_once():
 
 def test_several_processes_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    with pytest.raises(ValueError, match="^fuse: must be without weights in several processes, got head, weights"):
+    with pytest.raises(ValueError, match=r"^fuse: must be without weights in several processes, got head, weights"):
         make_trainer(precision="bf16", fuse=("head", "weights"))
 
 
