@@ -12,7 +12,8 @@ writes a profiler trace of one of them.
 import argparse
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.plain_matching import PlainMatching
 from bench.plain_step import PlainStep
+from bench.roofline import bytes_moved
 from bench.step_measures import forget, matrix_rate, measure, phases, wait
-from bench.timing import judge
+from bench.timing import copy_rate, judge
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
 from simfast.models import Discriminator, deeplab_v2
@@ -47,10 +49,38 @@ class Kind:
     mode: str
     precision: str
     deterministic: bool = True
+    fuse: tuple[str, ...] = ("none",)
+    memory: str = "usual"
+    engines: str = "torch"
+    benchmark: bool = False
+    """Whether cuDNN measures its algorithms, of which determinism leaves some."""
 
     @property
     def name(self) -> str:
-        return f"simfast, {self.mode} {self.precision}" + ("" if self.deterministic else ", not deterministic")
+        parts = [f"simfast, {self.mode} {self.precision}"]
+        parts += [] if self.fuse == ("none",) else [f"fused {' and '.join(self.fuse)}"]
+        parts += [] if self.memory == "usual" else [f"{self.memory} memory"]
+        parts += [] if self.engines == "torch" else [f"{self.engines} engines"]
+        parts += ["benchmark"] if self.benchmark else []
+        return ", ".join(parts + ([] if self.deterministic else ["not deterministic"]))
+
+
+PARTS = ("norms", "products", "weights", "head", "maps")
+
+
+def fused(mode: str, precision: str) -> list[Kind]:
+    """A step with each part of `fuse` alone and with all of them, the plain one first; all are deterministic."""
+    kind = Kind(mode, precision)
+    alone = [dataclasses.replace(kind, fuse=(part,)) for part in PARTS]
+    everything = dataclasses.replace(kind, fuse=("all",))
+    return [kind, *alone, everything, dataclasses.replace(everything, memory="low")]
+
+
+def chosen(mode: str, precision: str) -> list[Kind]:
+    """Deterministic steps by who chooses how convolutions are computed."""
+    kind = Kind(mode, precision)
+    everything = dataclasses.replace(kind, fuse=("all",), engines="measured")
+    return [dataclasses.replace(kind, engines="measured"), dataclasses.replace(kind, benchmark=True), everything]
 
 
 # On a GPU every mode in bf16 and both ways in every precision, what matters most first; compiling takes minutes there,
@@ -60,6 +90,7 @@ CASES = {
         "batch 1": (1, [Kind("eager", "fp32"), Kind("eager", "bf16")]),
         "batch 2": (2, [Kind("eager", "fp32")]),
         "batch 1, compiled": (1, [Kind("compile", "fp32"), Kind("eager", "fp32")]),
+        "batch 1, fused": (1, fused("eager", "fp32")),
     },
     "cuda": {
         "batch 1": (
@@ -67,6 +98,7 @@ CASES = {
             [Kind("graph", "bf16"), Kind("graph", "bf16", False), Kind("eager", "bf16")]
             + [Kind(mode, precision) for precision in ("fp16", "fp32") for mode in ("graph", "eager")],
         ),
+        "batch 1, fused": (1, fused("graph", "bf16") + chosen("graph", "bf16")),
         "batch 1, compiled": (1, [Kind("compile+graph", "bf16"), Kind("compile", "bf16"), Kind("graph", "bf16")]),
         "batch 2": (2, [Kind("graph", "bf16"), Kind("eager", "bf16")]),
         "batch 4": (4, [Kind("graph", "bf16"), Kind("eager", "bf16")]),
@@ -79,6 +111,7 @@ def settings(device: str, batch: int, kind: Kind = Kind("eager", "fp32")) -> Con
     if device == "cpu":
         sizes = {"source_size": (160, 96), "target_size": (128, 64), "arch": "resnet18"}
     how = {"step_mode": kind.mode, "precision": kind.precision, "deterministic": kind.deterministic}
+    how |= {"fuse": kind.fuse, "memory": kind.memory, "engines": kind.engines}
     return Config(batch_size=batch, gate="released", fill_rule="full", lr=1e-4, **sizes, **how)
 
 
@@ -179,17 +212,36 @@ def measure_kind(
 ) -> dict[str, Any]:
     """A row for one kind of step, once its first losses were found to be the plain loop's."""
     forget(device)
-    with determinism(kind.deterministic):
+    with determinism(kind.deterministic), measured_algorithms(kind.benchmark):
         trainer = make_trainer(device, batch, kind)
         run = runner(trainer, inputs)
         check_losses = partial(check, expected=expected, tolerance=TOLERANCE[kind.precision])
         wrong = judge(check_losses, first_losses(run))  # wrong: no time
         row = measure(kind.name, run, device, kind.mode == "eager", flops, batch)
+        row |= of_bytes(settings(device, batch, kind), row["device_ms"], device)
         if row["host_reads"]:
             wrong = judge(partial(must_not_read, kind), row["host_reads"])
         if kind.mode == "eager":
             row["phases_ms"] = phases(trainer, inputs, device)
     return row | ({"wrong": wrong} if wrong else {})
+
+
+def of_bytes(config: Config, device_ms: float, device: str) -> dict[str, float]:
+    """Bytes that a step moves by the rules of bench/roofline.py, the milliseconds of a copy of as many, their share."""
+    moved = bytes_moved(config)
+    floor = 1e3 * moved / copy_rate(device)
+    return {"bytes": moved, "byte_floor_ms": floor, "share_of_byte_floor": floor / max(device_ms, 1e-9)}
+
+
+@contextmanager
+def measured_algorithms(wanted: bool) -> Iterator[None]:
+    """Within it, cuDNN measures its algorithms if that is wanted, whatever determinism says of it."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def must_not_read(kind: Kind, number: int) -> None:
@@ -218,8 +270,9 @@ def bench_step(benchmark, device, case):
     report(measure_plain(device, batch, inputs, flops))
     floor = 1e3 * flops / matrix_rate(device)
     benchmark.extra_info.update(
-        device=device, batch=batch, flops=flops, matrix_rate=matrix_rate(device), floor_ms=floor
-    )
+        device=device, batch=batch, flops=flops, matrix_rate=matrix_rate(device), floor_ms=floor,
+        bytes=bytes_moved(settings(device, batch)), copy_rate=copy_rate(device),
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -74,13 +74,13 @@ def phases(trainer: "Trainer", inputs: tuple[Tensor, ...], device: str) -> dict[
         return call
 
     parts = {
-        "source": "_source_losses",
-        "target": "_target_losses",
-        "D": "_discriminator_loss",
-        "optimiser": "_optimize",
+        "source": (trainer, "_source_losses"),
+        "target": (trainer, "_target_losses"),
+        "D": (trainer, "_discriminator_loss"),
+        "optimiser": (trainer.optimizers, "step"),
     }
-    for name, method in parts.items():
-        setattr(trainer, method, timed(name, getattr(trainer, method)))
+    for name, (owner, method) in parts.items():
+        setattr(owner, method, timed(name, getattr(owner, method)))
     matching = trainer.matching
     matching.remember, matching.forward = timed("remember", matching.remember), timed("match", matching.forward)
     for step in range(6):

@@ -76,6 +76,8 @@ PARTS = (
     program("train", 45, 90, 30),
     program("counters", 40, 75, 30),
     step("convolutions", 20, 45, 15),
+    step("fused", 55, 110, 30),
+    step("fused-all", 58, 110, 30),
     program("memcheck", 40, 75, 25),
     step("compile", 90, 220, 80),  # most of it in the compiler
     program("tests-rest", 45, 90, 30),

@@ -16,13 +16,16 @@ from bench import step_measures
 from bench.device_timing import Replayed, own_stream
 from bench.gpu.matching import kernels
 from bench.gpu.part import Part, arguments
-from bench.step import CASES, Kind, first_losses, make_inputs, make_trainer, measure_kind, runner
+from bench.roofline import bytes_moved
+from bench.step import CASES, Kind, chosen, first_losses, fused, make_inputs, make_trainer, measure_kind, runner
 from bench.step_measures import forget, matrix_rate
-from bench.timing import needs, summary
+from bench.timing import copy_rate, needs, summary
 
 GROUPS = {
     "first": [Kind("graph", "bf16"), Kind("graph", "bf16", False)],
     "more": [Kind("graph", "fp16"), Kind("eager", "bf16"), Kind("graph", "fp32")],
+    "fused": fused("graph", "bf16")[:5],
+    "fused-all": fused("graph", "bf16")[5:] + chosen("graph", "bf16"),
     "compile": [Kind("compile+graph", "bf16"), Kind("compile", "bf16")],
 }
 # Of the convolutions alone: in and out channels, kernel, stride, dilation, height, width.
@@ -83,7 +86,15 @@ def kinds(part: Part, batch: int, wanted: list[Kind]) -> None:
         part.row(case_of(part.device, batch), skipped="no scikit-image for the plain loop")
         return
     inputs, expected, flops = prepare(part, batch)
-    info = {"device": part.device, "batch": batch, "flops": flops, "matrix_rate": matrix_rate(part.device)}
+    moved = bytes_moved(bench.settings(part.device, batch))
+    info = {
+        "bytes": moved,
+        "copy_rate": copy_rate(part.device),
+        "device": part.device,
+        "batch": batch,
+        "flops": flops,
+        "matrix_rate": matrix_rate(part.device),
+    }
     part.row(case_of(part.device, batch), info=info | {"floor_ms": 1e3 * flops / info["matrix_rate"]})
 
     def one(kind: Kind) -> None:

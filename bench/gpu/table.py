@@ -118,11 +118,14 @@ def steps(found: Rows) -> str:
             f"{r['case'].split(', ')[-1]}, {r['contender'].removeprefix('simfast, ')}", number(r, "device_ms", 1, 2),
             number(r, "fastest_ms", 1, 2), number(r, "call_ms", 1, 2), number(r, "steps_per_second"),
             number(r, "peak_mib", 1, 0), number(r, "reserved_mib", 1, 0), r.get("kernels", ""), r.get("host_reads", ""),
-            number(r, "share_of_matrix_rate", 100, 0),
+            number(r, "share_of_matrix_rate", 100, 0), number(r, "share_of_byte_floor", 100, 0),
         ]
         for r in timed
     ]  # fmt: skip
-    head = ("step", "ms", "fastest", "call", "steps/s", "MiB", "reserved", "kernels", "host reads", "% of matrix rate")
+    head = (
+        "step", "ms", "fastest", "call", "steps/s", "MiB", "reserved", "kernels", "host reads", "% of matrix rate",
+        "% of bytes",
+    )  # fmt: skip
     return columns("STEPS", head, lines)
 
 
