@@ -1,6 +1,7 @@
 """The arithmetic of a step: of what torch itself can tell it says the same, and the page has what it says."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import roofline
+from bench import memory_table, roofline
 from bench.roofline_step import Step
 from simfast.config import Config
 from simfast.matching import StuffInstanceMatching
@@ -49,7 +50,7 @@ def small(**settings) -> tuple[Config, Trainer, tuple[torch.Tensor, ...]]:
     ids=["stage 1", "stage 2, batch 2", "online", "vgg16", "resnet50"],
 )
 def test_convolutions_compute_what_torch_counts(settings):
-    config, trainer, batch = small(**settings)
+    config, trainer, batch = small(**{"source_size": (64, 40), "target_size": (48, 32)} | settings)
     used = batch if config.uses_target else batch[:2]
     with FlopCounterMode(display=False) as counter:
         trainer.step(0, *(used if config.stage == 2 else used[:3]))
@@ -166,3 +167,22 @@ def test_the_command_takes_other_settings_and_writes_what_it_adds_up(tmp_path, m
     config = dataclasses.replace(PAPER, arch="resnet18", precision="fp32", fuse=("norms",))
     assert roofline.bytes_moved(config) == found["norms"]["total"]["read"] + found["norms"]["total"]["written"]
     assert roofline.floor_ms(config) == pytest.approx(1e3 * found["norms"]["total"]["floor"])
+
+
+def test_the_page_has_the_memory_that_was_counted():
+    page = (ROOT / "docs" / "step.md").read_text()
+    found = json.loads(memory_table.RESULTS.read_text())
+    assert memory_table.put(page, memory_table.table(found)) == page, (
+        "python -m bench.memory_table docs/step.md writes it"
+    )
+
+
+def test_a_plain_step_holds_what_the_rules_say_is_kept():
+    rows = json.loads(memory_table.RESULTS.read_text())["rows"]
+    for precision, size in itertools.product(("bf16", "fp32"), (1, 2, 4)):
+        counted = rows[f"gta5, stage 1, {precision}"]["plain"][str(size)]
+        step = Step(dataclasses.replace(PAPER, batch_size=size, precision=precision))
+        kept = sum(step.kept("source").values()) / 2**20
+        # Beside the networks, their gradients and the optimisers; and a few maps while the head's are made.
+        expected = kept + counted["allocated_mib"]
+        assert expected < counted["peak_allocated_mib"] < 1.06 * expected

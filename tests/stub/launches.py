@@ -2,9 +2,10 @@
 
     python -m tests.stub tests/stub/launches.py bench/results/launches/stub.json --section after
 
-The file's other sections stay, so that one file holds the counts before a change and after it. `--bounds` writes
-tests/stub/bounds.json, which the tests hold. Every number is exact, and none is a time or was measured on a GPU. A
-call of cuDNN or cuBLAS counts as one launch, whatever it would launch.
+The file's other sections stay, so that one file holds the counts before a change and after it. With `--fuse all` a
+section has the step at the paper's size alone, with these parts fused, which bench/roofline.py counts by rules.
+`--bounds` writes tests/stub/bounds.json, which the tests hold. Every number is exact, and none is a time or was
+measured on a GPU. A call of cuDNN or cuBLAS counts as one launch, whatever it would launch.
 """
 
 import argparse
@@ -148,9 +149,9 @@ def images() -> dict[str, Any]:
     return result
 
 
-def paper() -> dict[str, Any]:
-    """One captured step in bf16 at the paper's size, ResNet-101, batch 1."""
-    config = Config(step_mode="graph", precision="bf16", gate="released", fill_rule="full", lr=1e-4, **SIZES)
+def paper(**how: Any) -> dict[str, Any]:
+    """One captured step in bf16 at the paper's size, ResNet-101, batch 1; `how` are settings of how it runs."""
+    config = Config(step_mode="graph", precision="bf16", gate="released", fill_rule="full", lr=1e-4, **SIZES, **how)
     model = deeplab_v2(config.arch, 19)
     module = StuffInstanceMatching(model.num_features, STUFF, THINGS, **RULES["released"])
     batch = []
@@ -176,10 +177,16 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?", help="result file to write a section of")
     parser.add_argument("--section", default="after", help="its name")
     parser.add_argument("--bounds", action="store_true", help="write the tests' bounds instead")
+    parser.add_argument("--fuse", nargs="+", metavar="PART", help="count the step at the paper's size alone, so fused")
+    parser.add_argument("--memory", choices=("usual", "low"), default="usual", help="with --fuse")
     arguments = parser.parse_args()
     if not stub_gpu.active() or bool(arguments.file) == arguments.bounds:
         parser.error("needs the stub GPU, and a file or --bounds")
 
+    if arguments.fuse:
+        how = {"fuse": tuple(arguments.fuse), "memory": arguments.memory}
+        keep(arguments.file, arguments.section, {"torch": torch.__version__, **how, "paper": paper(**how)})
+        return
     at_paper_size = None if arguments.bounds else paper()  # first, while nothing else takes memory
     found = {"torch": torch.__version__, "steps": steps(), "matching": matching(), "images": images()}
     if arguments.bounds:
@@ -187,11 +194,20 @@ def main() -> None:
             del row["by_name"]
         write(found, BOUNDS)
         return
-    content = json.loads(arguments.file.read_text()) if arguments.file.exists() else {}
+    keep(arguments.file, arguments.section, found | {"paper": at_paper_size})
+
+
+def state() -> dict[str, Any]:
+    """Of the code that was counted."""
     clean = not git("status", "--porcelain", "--untracked-files=no", "--", "simfast", "csrc")
-    commit = {"commit": git("rev-parse", "HEAD") or "unknown", "clean": clean}
-    content[arguments.section] = commit | found | {"paper": at_paper_size}
-    write(content, arguments.file)
+    return {"commit": git("rev-parse", "HEAD") or "unknown", "clean": clean}
+
+
+def keep(path: Path, section: str, found: dict[str, Any]) -> None:
+    """A section of a result file, whose others stay."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[section] = state() | found
+    write(content, path)
 
 
 def write(content: dict[str, Any], path: Path) -> None:
