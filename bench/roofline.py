@@ -14,12 +14,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from bench.roofline_rules import Work
 from bench.roofline_step import Step
 from simfast.config import Config
-from simfast.config.settings import Fuse
 
 # Of an H100.
 BANDWIDTH = 3.0e12
@@ -33,7 +32,8 @@ FLOAT32 = 40e12
 LAUNCH = 1.0e-6
 """Seconds between one kernel and the next in a graph, assumed."""
 
-PARTS = tuple(part for part in get_args(Fuse) if part not in ("none", "all"))
+PARTS = ("norms", "products", "weights", "head", "maps")
+"""Of `fuse`, those that there are rules for."""
 BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 
 FURTHER = "further (not built)"

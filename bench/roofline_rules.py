@@ -35,8 +35,9 @@ from typing import NamedTuple
 
 from bench.roofline_layers import Activation, Convolution, Fork, Layer, Norm, Pool, Shape
 from simfast.config import Config
-from simfast.models.upsampled import BAND
 
+BAND = 1 << 22
+"""float32 values of a band of rows in the plain losses of upsampled logits."""
 TILE = 64
 """Channels of the output that a product computes at least."""
 WIDE_MAP = 8
