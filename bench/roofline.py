@@ -32,7 +32,7 @@ FLOAT32 = 40e12
 LAUNCH = 1.0e-6
 """Seconds between one kernel and the next in a graph, assumed."""
 
-PARTS = ("norms", "products", "weights", "head", "maps")
+PARTS = ("norms", "cooperative", "products", "weights", "head", "maps")
 """Of `fuse`, those that there are rules for."""
 BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 

@@ -18,6 +18,7 @@ Fused (the setting `fuse`), per map:
   where two consumers give one), x, and the result where there is a residual, and then write the masked gradient,
   which is the residual's; a second pass reads gradient and x and writes N. Two launches each way. Frozen batch norms:
   one each way.
+- cooperative: those in one launch each way.
 - products: what a 1x1 convolution of stride 1 gives has its statistics already.
 - weights: copied once a step; the gradients added to 32 bits by a few launches after each backward pass.
 - head: one product of the features with all taps of all branches, and a pass that adds its columns, shifted.
@@ -161,8 +162,8 @@ def _norm_forward(layer: Norm, rules: Rules) -> Iterator[Work]:
     n, name = rules.bytes(layer.shape), "batch norm, forward"
     if "norms" in rules.fused:
         known = rules.frozen or (layer.product and "products" in rules.fused)
-        if not known:
-            yield Work(name, 1, n, 0)
+        if not known:  # in one launch, whose programs wait for each other, what is read stays the same
+            yield Work(name, "cooperative" not in rules.fused, n, 0)
         yield Work(name, 1, n * (1 + layer.residual), n)
     else:
         if not rules.frozen:
@@ -183,7 +184,8 @@ def _norm_backward(layer: Norm, rules: Rules) -> Iterator[Work]:
         if rules.frozen:
             yield Work(name, 1, n * (gradients + layer.relu), n * (1 + layer.residual))
         else:
-            yield Work(name, 1, n * (gradients + 1 + layer.residual), n * layer.residual)
+            sums = "cooperative" not in rules.fused
+            yield Work(name, sums, n * (gradients + 1 + layer.residual), n * layer.residual)
             yield Work(name, 1, 2 * n, n)
     else:
         if layer.relu:

@@ -65,7 +65,7 @@ class Kind:
         return ", ".join(parts + ([] if self.deterministic else ["not deterministic"]))
 
 
-PARTS = ("norms", "products", "weights", "head", "maps")
+PARTS = ("norms", "cooperative", "products", "weights", "head", "maps")
 
 
 def fused(mode: str, precision: str) -> list[Kind]:

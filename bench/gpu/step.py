@@ -24,8 +24,8 @@ from bench.timing import copy_rate, needs, summary
 GROUPS = {
     "first": [Kind("graph", "bf16"), Kind("graph", "bf16", False)],
     "more": [Kind("graph", "fp16"), Kind("eager", "bf16"), Kind("graph", "fp32")],
-    "fused": fused("graph", "bf16")[:5],
-    "fused-all": fused("graph", "bf16")[5:] + chosen("graph", "bf16"),
+    "fused": fused("graph", "bf16")[:6],
+    "fused-all": fused("graph", "bf16")[6:] + chosen("graph", "bf16"),
     "compile": [Kind("compile+graph", "bf16"), Kind("compile", "bf16")],
 }
 # Of the convolutions alone: in and out channels, kernel, stride, dilation, height, width.

@@ -15,7 +15,7 @@ from simfast.ops.batch_norm_act_kernels import (
 )
 
 WARPS = 8
-PROGRAMS = 264  # two on each multiprocessor of an H100; of any GPU, for the order of sums follows from it
+PROGRAMS = 264  # at most: two on each multiprocessor of an H100; of any GPU, for the order of sums follows from it
 RESIDENT = 2  # programs of these kernels that fit a multiprocessor together, by their registers
 MAX_STRETCHES = 128  # of one map: every program that applies adds up as many
 STRETCHES = 32  # that are added up at once
@@ -37,7 +37,7 @@ class _Tiling:
         block = min(32 if self.channels <= 64 else 64, triton.next_power_of_2(max(self.channels, vector)))
         rows = 32 * WARPS * vector // block
         blocks = triton.cdiv(self.channels, block)
-        most = min(triton.cdiv(PROGRAMS, blocks), MAX_STRETCHES, triton.cdiv(self.pixels, 2 * rows))
+        most = min(PROGRAMS // blocks, MAX_STRETCHES, triton.cdiv(self.pixels, 2 * rows))
         self.rows = triton.cdiv(self.pixels, max(most, 1))
         self.stretches = triton.cdiv(self.pixels, self.rows)
         self.grid = blocks, self.stretches

@@ -1,7 +1,9 @@
 """One training step: both networks, matching, both optimisers (Eq. 12, Eq. 13); eager, compiled or as a CUDA graph."""
 
 import contextlib
+import functools
 import logging
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -296,16 +298,15 @@ class Trainer:
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """Their part of Eq. 12 and Eq. 13."""
-        return sum(self.weights[name] * loss for name, loss in losses.items())
+        return functools.reduce(operator.add, (self.weights[name] * loss for name, loss in losses.items()))
 
     def _discriminator_loss(self, source_maps: Tensor, target_maps: Tensor) -> Tensor:
         """Eq. 3 on the maps of this step, with its gradients."""
         self.discriminator.requires_grad_(True)
         self.optimizers.discriminator.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=source_maps.device)
+        terms = []
         for maps, domain in ((source_maps, "source"), (target_maps, "target")):
             judgement = self.networks.judge(maps.detach(), last=domain == "target")
-            term = adversarial_loss(judgement, domain, self.config.adversary)
-            self._backward(self.config.lambda_d * term)
-            loss = loss + term.detach()
-        return loss
+            terms.append(adversarial_loss(judgement, domain, self.config.adversary))
+            self._backward(self.config.lambda_d * terms[-1])
+        return terms[0].detach() + terms[1].detach()
