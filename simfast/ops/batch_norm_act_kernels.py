@@ -106,9 +106,7 @@ def _group(x, first, last, column, C, n, mean, m2, ROWS: tl.constexpr, STEPS: tl
     for step in tl.static_range(1, STEPS):
         total += values[step]
     centre = total / tl.maximum(more, 1)
-    square = (values[0] - centre) * (values[0] - centre)
-    if not FULL:
-        square = tl.where(row < last, square, 0)
+    square = (values[0] - centre) * (values[0] - centre)  # 0 where there is no row at all
     for step in tl.static_range(1, STEPS):
         distance = (values[step] - centre) * (values[step] - centre)
         if not FULL:
