@@ -45,6 +45,9 @@ class Networks:
         self.model, self.discriminator, self.convention = model, discriminator, convention
         self._config, self._precision, self._device = config, precision, device
         self.engines = measured_engines(config, mode, device)
+        if "weights" in config.fused and distributed.size() > 1:
+            # Whose hooks wait for gradients of the parameters themselves.
+            raise ValueError(f"fuse: must be without weights in several processes, got {', '.join(config.fuse)}")
         self.map_dtype = None if discriminator is None else DTYPES[precision]
         networks = [network for network in (model, discriminator) if network is not None]
         # Where channels-last convolutions are the fast ones: GPUs, and CPUs in bf16.
@@ -58,13 +61,10 @@ class Networks:
         called = [_compiled(network) if "compile" in mode else network for network in networks]
         self._called = {net: distributed.averaging(net, call) for net, call in zip(networks, called, strict=True)}
         self._copies = None
-        if "weights" in config.fused:
-            if distributed.size() > 1:  # whose hooks wait for gradients of the parameters themselves
-                raise ValueError(f"fuse: must be without weights in several processes, got {', '.join(config.fuse)}")
-            if precision != "fp32":
-                self._copies = WeightCopies(networks, DTYPES[precision])
-                twins = self._copies.twins.items()
-                self._on_copies = {net: _compiled(twin) if "compile" in mode else twin for net, twin in twins}
+        if "weights" in config.fused and precision != "fp32":
+            self._copies = WeightCopies(networks, DTYPES[precision])
+            twins = self._copies.twins.items()
+            self._on_copies = {net: _compiled(twin) if "compile" in mode else twin for net, twin in twins}
         if self.teacher is not None:
             self._teach = _compiled(self.teacher.network) if "compile" in mode else self.teacher.network
 

@@ -80,13 +80,6 @@ def test_without_matching_copies_change_no_bit():
         assert_same_bits(run(copied, 20), run(plain, 20))
 
 
-def test_copies_of_a_deep_network_change_no_bit_in_channels_last():
-    plain, copied = deep(("none",), "bf16", batch_norm="train"), deep(("weights",), "bf16", batch_norm="train")
-    assert_same_bits(run(copied, 3), run(plain, 3))
-    for p, twin in copied.networks._copies._every:
-        assert twin.stride() == p.stride()
-
-
 def test_float32_has_no_copies():
     trainer = make_trainer(fuse=("weights",))
     assert trainer.networks._copies is None
@@ -100,9 +93,8 @@ def test_a_recorded_step_with_copies_is_the_eager_one_to_the_bit(graphs_on_a_cpu
     assert_same_bits(run(make_trainer(mode="graph", **more), 5), run(make_trainer(**more), 5))
 
 
-@pytest.mark.parametrize("mode", ["eager", "compile"])
-def test_a_run_with_copies_goes_on_from_a_plain_runs_state(mode):
-    new = functools.partial(make_trainer, precision="bf16", mode=mode, method="aa")
+def test_a_run_with_copies_goes_on_from_a_plain_runs_state():
+    new = functools.partial(make_trainer, precision="bf16", method="aa")
     straight = run(new(), 4)
     _, half = run(new(), 2)
     copied = new(fuse=("weights",))
@@ -111,10 +103,7 @@ def test_a_run_with_copies_goes_on_from_a_plain_runs_state(mode):
     copied.load_state_dict(half)
     found = run(copied, 4, first=2)
     assert copied.state_dict().keys() == half.keys()
-    if mode == "eager":
-        assert_same_bits(found, (straight[0][2:], straight[1]))
-    for ours, theirs in zip(found[0], straight[0][2:], strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-2)
+    assert_same_bits(found, (straight[0][2:], straight[1]))
     assert_same_bits(run(new(fuse=("weights",)), 3), run(new(fuse=("weights",)), 3))
 
 
@@ -162,7 +151,6 @@ def test_a_step_casts_its_weights_once():
         run(trainer, 1)
         with Calls() as calls:
             trainer.step(1, *next(batches(1)))
-        assert calls.host_reads == []
         counts[fuse] = sum("_to_copy" in str(name) for name in calls.names)
     # Casts of 3 weights and 2 biases in 2 passes, of the discriminator's 10 in 3, and of their gradients.
     assert counts["weights"] <= counts["none"] - 2 * (2 * 5) - 3 * 10
@@ -212,21 +200,6 @@ def test_the_head_in_float64_has_the_gradients_of_its_values():
     assert torch.autograd.gradcheck(call, (features, *head.parameters()))
 
 
-@pytest.mark.parametrize("fuse", [("head",), ("head", "weights")], ids=" ".join)
-@pytest.mark.parametrize("precision", ["fp32", *HALVES])
-def test_a_step_with_the_head_as_one_product_is_the_plain_one(precision, fuse):
-    plain, fused = deep(("none",), precision), deep(fuse, precision)
-    for batch in batches(1):
-        losses = [trainer.step(0, *batch) for trainer in (plain, fused)]
-    for name, theirs in losses[0].items():
-        assert float(losses[1][name]) == pytest.approx(float(theirs), rel=TOLERANCE[precision])
-    assert_close(gradients(fused), gradients(plain), {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05}[precision])
-    expected, found = run(plain, 20, first=1)[0], run(fused, 20, first=1)[0]
-    for name in expected[0]:
-        theirs, ours = (torch.tensor([losses[name] for losses in all_losses]) for all_losses in (expected, found))
-        assert (theirs - ours).abs().max() <= TOLERANCE[precision] * theirs.max(), name
-
-
 def test_a_fused_heads_state_is_the_plain_ones():
     plain, fused = deep(("none",)), deep(("head",))
     _, state = run(plain, 1)
@@ -238,14 +211,6 @@ def test_a_fused_heads_state_is_the_plain_ones():
     torch.testing.assert_close(fused.model(images)[1], plain.model(images)[1], rtol=1e-4, atol=1e-4)
     vectors = torch.randn(3, 512)
     assert torch.equal(fused.model.classify(vectors), plain.model.classify(vectors))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_both_compile(precision):
-    more = {"precision": precision, "fuse": ("head", "weights")}
-    compiled, eager = run(deep(mode="compile", **more), 2)[0], run(deep(**more), 2)[0]
-    for ours, theirs in zip(compiled, eager, strict=True):
-        assert ours == pytest.approx(theirs, rel=TOLERANCE[precision])
 
 
 @needs_gpu

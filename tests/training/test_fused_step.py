@@ -21,6 +21,7 @@ FUSED = {
     "products": {"fuse": ("products",)},
     "low memory": {"memory": "low"},
     "low memory, products": {"fuse": ("products",), "memory": "low"},
+    "head": {"fuse": ("head",)},
     "all": {"fuse": ("all",)},
     "all, low memory": {"fuse": ("all",), "memory": "low"},
 }
@@ -173,13 +174,13 @@ def test_the_same_seed_gives_the_same_bits_and_a_resumed_run_too(fused, precisio
     assert_same_bits(resumed.state_dict(), straight.state_dict())
 
 
-def test_a_compiled_step_with_fused_norms_and_low_memory_is_the_eager_one():
-    more = {"method": "source-only", "memory": "low", "fuse": ("products",)}
+def test_a_compiled_step_with_all_of_it_and_low_memory_is_the_eager_one():
+    more = FUSED["all, low memory"] | {"precision": "bf16", "method": "aa"}
     eager, compiled = make_trainer(**more), make_trainer(mode="compile", **more)
     for step, batch in enumerate(batches(2)):
         (expected, gradients), (found, own) = (stepped(trainer, step, batch) for trainer in (eager, compiled))
-        same(found, expected, 1e-3)
-        assert distance(own, gradients) <= 1e-2
+        same(found, expected, 2e-2)
+        assert distance(own, gradients) <= 0.2  # it rounds to 16 bits at other places
 
 
 def test_a_checkpoint_does_not_tell_what_was_fused():
