@@ -1,8 +1,10 @@
 """Which parts of a network run as fewer, larger operations: the setting `fuse`, on its modules."""
 
+import copy
 from collections.abc import Set
 
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from simfast.models.deeplab import DilatedHead
 from simfast.models.layers import BatchNorm
@@ -24,3 +26,21 @@ def fuse(network: nn.Module, parts: Set[str], low_memory: bool = False) -> None:
             module.cooperative, module.products = "cooperative" in parts, "products" in parts
         elif isinstance(module, DilatedHead):
             module.fused = "head" in parts
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy for evaluation, whose convolutions have the scale and shift of the batch norm behind them in their own
+    weights and biases: the same results but for rounding, without a pass for a batch norm.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        parts = dict(module.named_children())
+        for name, norm in parts.items():
+            convolution = parts.get("0" if name == "1" else name.replace("bn", "conv"))
+            if not isinstance(norm, BatchNorm) or not isinstance(convolution, nn.Conv2d):
+                continue
+            running = norm.running_mean, norm.running_var, norm.eps
+            own = convolution.weight, convolution.bias
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(*own, *running, norm.weight, norm.bias)
+            norm.folded = True
+    return network

@@ -25,12 +25,14 @@ class BatchNorm(nn.BatchNorm2d):
         cooperative: whether that takes one launch each way.
         products: whether a 1x1 convolution finds the statistics of what it writes, by `simfast.ops.conv1x1_statistics`.
         low_memory: whether what `then` gives to a convolution is found again in the backward pass, and not kept.
+        folded: whether the convolution before has normalised already (`simfast.models.fusing.folded`).
     """
 
     fused = False
     cooperative = False
     products = False
     low_memory = False
+    folded = False
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -54,9 +56,11 @@ class BatchNorm(nn.BatchNorm2d):
             act: whether a ReLU follows.
             statistics: of x, of `after`.
         """
-        if self.fused:
+        if self.fused and not self.folded:
             return self._fused(x, track, residual, statistics, act="relu" if act else "none")
-        if self.training and not track:
+        if self.folded:
+            out = x
+        elif self.training and not track:
             out = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         else:
             # Not the parent's forward: it counts batches too, a launch a layer for a number that our momentum never
@@ -87,7 +91,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def pair(self, x: Tensor, track: bool, residual: Tensor, statistics: Statistics = None) -> Pair:
         """The end of a residual block, for the two that begin the next one: ReLU of x normalised plus the residual."""
-        if self.fused:
+        if self.fused and not self.folded:
             return self._fused(x, track, residual, statistics, twice=True)
         out = self(x, track, residual, act=True)
         return out, out

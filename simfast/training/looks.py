@@ -69,7 +69,7 @@ class Scoring:
     def look(self, trainer: Trainer) -> tuple[Row, Pictures]:
         """A row of metrics, and pictures for a panel; the processes' buffers are to be shared before."""
         scores, pictures = evaluate(
-            trainer.model,
+            trainer.networks.evaluated(),
             self._loader,
             self._class_ids,
             trainer.convention,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from simfast.config import Config
-from simfast.models.fusing import fuse
+from simfast.models.fusing import folded, fuse
 from simfast.models.inputs import normalise
 from simfast.runtime import distributed
 from simfast.training.engines import measured_engines
@@ -67,6 +67,10 @@ class Networks:
             self._on_copies = {net: _compiled(twin) if "compile" in mode else twin for net, twin in twins}
         if self.teacher is not None:
             self._teach = _compiled(self.teacher.network) if "compile" in mode else self.teacher.network
+
+    def evaluated(self) -> nn.Module:
+        """The segmentation network as it is now, as evaluation runs it."""
+        return folded(self.model) if "norms" in self._config.fused else self.model
 
     def segment(self, images: Tensor, domain: str) -> tuple[Tensor, Tensor]:
         """Features and logits of uint8 images [B, 3, H, W]."""

@@ -11,6 +11,7 @@ from simfast.data.order import Dataset, Mixture
 from simfast.data.parts import scored_classes, warn_if_void, without_report
 from simfast.inference.evaluate import evaluate
 from simfast.models import checkpoint
+from simfast.models.fusing import fuse
 from simfast.report.figures import save_curve
 from simfast.report.metrics import read_metrics
 from simfast.report.scores import score_row, scores_text
@@ -42,6 +43,7 @@ def score_report(
     """
     class_ids, loader = scored_classes(config, labelled, part, "report"), evaluation_loader(part, 1, config.workers)
     rows: dict[str, Any] = {}
+    fuse(trainer.model, frozenset())  # as it is loaded from a checkpoint
     for name in ("last", "best"):
         state = checkpoint.load(out / f"{name}.pt")
         if same := [row for row in rows.values() if row["step"] == state["step"]]:

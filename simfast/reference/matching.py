@@ -1,17 +1,12 @@
-"""The ops in pure PyTorch: the definition of correct for every kernel.
-
-Same names, signatures, shapes and edge cases as `simfast.ops`; runs on any device, needs torch alone. Not made for
-speed, and free to read values back to the host, which the kernels never do.
+"""The ops of matching in pure PyTorch; see `simfast.reference`.
 
 Letters: B images, C channels, H W map, S segments, N queries, K classes, R rows a class, D width.
-Of conv1x1_statistics: K and N channels in and out, M pixels, P chunks of them.
 """
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from simfast.reference.checks import came, check_connectivity, check_map
 
 
 def connected_components(labels: Tensor, connectivity: int = 8, background: int = 255) -> tuple[Tensor, Tensor]:
@@ -34,8 +29,8 @@ def connected_components(labels: Tensor, connectivity: int = 8, background: int 
 
     Source: the operation T of Eq. 7, for all classes of a map at once.
     """
-    _check_map("connected_components", "labels", labels)
-    _check_connectivity("connected_components", connectivity)
+    check_map("connected_components", "labels", labels)
+    check_connectivity("connected_components", connectivity)
     images, height, width = labels.shape
     values = labels.long()  # a Python int outside the dtype's range would otherwise wrap in the comparison
     foreground = values != background
@@ -92,8 +87,8 @@ def find_regions(
 
     Source: Eq. 5 (which pixels), Eq. 7 and Algorithm 1 (regions, order, at most z).
     """
-    _check_map("find_regions", "labels", labels)
-    _check_connectivity("find_regions", connectivity)
+    check_map("find_regions", "labels", labels)
+    check_connectivity("find_regions", connectivity)
     stuff, things = list(stuff), list(things)
     if len(set(stuff + things)) != len(stuff) + len(things):
         raise ValueError(f"find_regions: stuff and things must hold distinct class ids, got {stuff} and {things}")
@@ -153,9 +148,9 @@ def segment_mean(features: Tensor, segments: Tensor, num_segments: int) -> Tenso
 
     Source: the operation A of Eq. 5 and I of Eq. 7.
     """
-    _check_map("segment_mean", "segments", segments)
+    check_map("segment_mean", "segments", segments)
     if features.ndim != 4 or not features.is_floating_point():
-        raise ValueError(f"segment_mean: features must be floating [B, C, H, W], {_came(features)}")
+        raise ValueError(f"segment_mean: features must be floating [B, C, H, W], {came(features)}")
     if features.shape[0] != segments.shape[0] or features.shape[2:] != segments.shape[1:]:
         raise ValueError(
             f"segment_mean: segments must be [B, H, W] of features {list(features.shape)}, got {list(segments.shape)}"
@@ -200,12 +195,12 @@ def nearest_l1(queries: Tensor, classes: Tensor, bank: Tensor, filled: Tensor) -
     """
     for name, x, ndim in (("queries", queries, 2), ("bank", bank, 3)):
         if x.ndim != ndim or not x.is_floating_point():
-            raise ValueError(f"nearest_l1: {name} must be floating with {ndim} dimensions, {_came(x)}")
+            raise ValueError(f"nearest_l1: {name} must be floating with {ndim} dimensions, {came(x)}")
     for name, x, like, length in (("classes", classes, "queries", len(queries)), ("filled", filled, "bank", len(bank))):
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool or x.shape != (length,):
-            raise ValueError(f"nearest_l1: {name} must be integer [{length}] as {like} has it, {_came(x)}")
+            raise ValueError(f"nearest_l1: {name} must be integer [{length}] as {like} has it, {came(x)}")
     if queries.shape[1] != bank.shape[2]:
-        raise ValueError(f"nearest_l1: queries and bank must have the same width D, {_came(queries)} and {_came(bank)}")
+        raise ValueError(f"nearest_l1: queries and bank must have the same width D, {came(queries)} and {came(bank)}")
     accumulate = torch.float64 if queries.dtype == torch.float64 else torch.float32
     queries, bank = queries.to(accumulate), bank.detach().to(accumulate)
     rows = torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
@@ -245,7 +240,7 @@ def ring_write(
     Source: Algorithm 1's counter c_k; Eq. 5.
     """
     if storage.ndim != 2 or vectors.ndim != 2 or storage.shape[1] != vectors.shape[1]:
-        raise ValueError(f"ring_write: vectors must be [N, D] for a storage [T, D], {_came(vectors)}, {_came(storage)}")
+        raise ValueError(f"ring_write: vectors must be [N, D] for a storage [T, D], {came(vectors)}, {came(storage)}")
     with torch.no_grad():
         is_class = classes[:, None] == torch.arange(len(sizes), device=classes.device)
         number = written + is_class.cumsum(0)  # as which of its ring each vector comes, from 1 on; [N, K]
@@ -314,7 +309,7 @@ def matching_losses(
     images, num_slots = rows.shape
     if (num_slots - num_stuff) % max_instances:
         raise ValueError(
-            f"matching_losses: rows must have {num_stuff} slots and a multiple of {max_instances}, {_came(rows)}"
+            f"matching_losses: rows must have {num_stuff} slots and a multiple of {max_instances}, {came(rows)}"
         )
     terms = torch.where(rows >= 0, distances, 0) / (num_features * images)
     stuff, instances = terms.split([num_stuff, num_slots - num_stuff], 1)
@@ -323,195 +318,8 @@ def matching_losses(
     return stuff.sum(), (instances.reshape(by_class).sum(2) / regions).sum()
 
 
-def batch_norm_act(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None = None,
-    act: str = "relu",
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    statistics: tuple[Tensor, int] | None = None,
-    twice: bool = False,
-    cooperative: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """act(batch_norm(x) + residual), found in float64 and rounded once.
-
-    Args:
-        x: floating [B, C, H, W].
-        running_mean, running_var: floating [C], which training moves in place (the variance unbiased), or both None.
-        weight, bias: floating [C].
-        residual: as x, or None.
-        act: "relu" or "none".
-        training: whether to normalise by the mean and the biased variance of x over its images and pixels, and not by
-            the running statistics.
-        momentum: what of x's statistics goes into the running ones.
-        eps: added to the variance.
-        statistics: what is known of x's statistics already; not looked at.
-        twice: return the output as two tensors.
-        cooperative: makes no difference.
-
-    Returns:
-        [B, C, H, W] of x's dtype, or two; differentiable in x, weight, bias and residual.
-
-    Source: Ioffe and Szegedy (2015), Algorithm 1.
-    """
-    values = x.double()
-    mean, var = running_mean, running_var
-    if training:
-        mean = values.mean((0, 2, 3))
-        var = (values - mean[:, None, None]).square().mean((0, 2, 3))
-        if running_mean is not None:
-            count = x.numel() // x.shape[1]
-            with torch.no_grad():
-                running_mean += momentum * (mean - running_mean)
-                running_var += momentum * (var * count / (count - 1) - running_var)
-    mean, var, weight, bias = (p.double()[:, None, None] for p in (mean, var, weight, bias))
-    y = (values - mean) / (var + eps).sqrt() * weight + bias
-    if residual is not None:
-        y = y + residual.double()
-    y = (y.relu() if act == "relu" else y).to(x.dtype)
-    return (y, y) if twice else y
-
-
-def conv1x1_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
-    """A 1x1 convolution of stride 1 without bias, and mean and M2 of each chunk of its output's pixels.
-
-    The chunks are of `rows` pixels in the order (B, H, W), the last one of what is left. M2 is the sum of squared
-    distances to the chunk's mean, of the output as rounded to its dtype.
-    Gradient flows from `out` alone.
-
-    Args:
-        x: floating [B, K, H, W].
-        weight: [N, K, 1, 1], of x's dtype.
-
-    Returns:
-        out: [B, N, H, W], channels-last, of x's dtype; products summed in float64.
-        partials: float32 [2, P, N] (float64 for float64 x), P = ceil(B * H * W / rows): means in [0], M2 in [1].
-        rows: pixels of a chunk, 128.
-
-    Raises:
-        ValueError: naming the argument, the rule and what came.
-    """
-    if x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
-        raise ValueError(f"conv1x1_statistics: x must be non-empty floating [B, K, H, W], {_came(x)}")
-    if weight.ndim != 4 or weight.shape[1:] != (x.shape[1], 1, 1) or len(weight) == 0 or weight.dtype != x.dtype:
-        raise ValueError(f"conv1x1_statistics: weight must be [N, {x.shape[1]}, 1, 1] of x's dtype, {_came(weight)}")
-    rows = 128
-    pixels = x.permute(0, 2, 3, 1)
-    out = (pixels.double() @ weight.flatten(1).double().T).to(x.dtype)
-    partials = []
-    for chunk in out.detach().flatten(0, 2).double().split(rows):
-        mean = chunk.mean(0)
-        partials.append(torch.stack([mean, (chunk - mean).square().sum(0)]))
-    statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return out.permute(0, 3, 1, 2), torch.stack(partials, 1).to(statistics), rows
-
-
-def upsampled_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    ignore: int = 255,
-    map_dtype: torch.dtype | None = None,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Cross entropy of bilinearly upsampled logits (aligned corners), mean over the pixels that are not `ignore`.
-
-    Args:
-        logits: floating [B, K, h, w].
-        labels: integer [B, H, W], in [0, K) or `ignore`.
-        map_dtype: dtype of the softmax map to return; None for none.
-        weights: floating [B, H, W], a factor of each pixel's cross entropy, which the mean still divides by the number
-            of pixels; None: 1.
-
-    Returns:
-        loss: float32 scalar (float64 for float64 logits), 0 where every pixel is `ignore`. Differentiable in logits.
-        maps: [B, P, H, W] of map_dtype, channels-last, P the next multiple of 8 from K: the softmax of the upsampled
-            logits and zeros, detached; or None.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the rule and what came.
-
-    Source: Eq. 1, Eq. 10.
-    """
-    _check_map("upsampled_cross_entropy", "labels", labels)
-    num_classes, label = logits.shape[1], labels.long()
-    valid = label != ignore
-    wrong = label[valid & ((label < 0) | (label >= num_classes))]
-    if wrong.numel():
-        raise ValueError(
-            f"upsampled_cross_entropy: labels must be in [0, {num_classes}) or {ignore}, got {wrong[0].item()}"
-        )
-    log = _upsampled(logits, labels.shape[1:]).log_softmax(1)
-    terms = -log.gather(1, label.where(valid, 0)[:, None])[:, 0]
-    if weights is not None:
-        terms = terms * weights
-    loss = torch.where(valid, terms, 0).sum() / valid.sum().clamp(min=1)
-    return loss, None if map_dtype is None else _padded(log.detach().exp()).to(map_dtype)
-
-
-def upsampled_softmax(logits: Tensor, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Softmax over the classes of bilinearly upsampled logits (aligned corners), channels padded with zeros.
-
-    Args:
-        logits: floating [B, K, h, w].
-        size: (H, W).
-        dtype: of the result.
-
-    Returns:
-        [B, P, H, W], channels-last, P the next multiple of 8 from K: the softmax, then zeros. Differentiable in logits.
-
-    Source: what the discriminator sees (Eq. 2, Eq. 3).
-    """
-    return _padded(_upsampled(logits, size).softmax(1)).to(dtype)
-
-
-def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.interpolate(wide, tuple(size), mode="bilinear", align_corners=True)
-
-
-def _padded(maps: Tensor) -> Tensor:
-    return F.pad(maps, (0, 0, 0, 0, 0, -maps.shape[1] % 8)).contiguous(memory_format=torch.channels_last)
-
-
-def sum_of_taps(products: Tensor, bias: Tensor, dilations: Sequence[int]) -> Tensor:
-    """The sum of dilated 3x3 convolutions, whose taps' products with each pixel are here. As `simfast.ops`."""
-    _, height, width, _ = products.shape
-    dtype = torch.float64 if products.dtype == torch.float64 else torch.float32
-    around = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
-    offsets = [(0, 0), *((d * y, d * x) for d in dilations for y, x in around)]
-    rows = torch.arange(height, device=products.device)
-    columns = torch.arange(width, device=products.device)
-    total = bias.to(dtype)
-    for tap, (dy, dx) in enumerate(offsets):
-        inside = ((rows + dy >= 0) & (rows + dy < height))[:, None] & (columns + dx >= 0) & (columns + dx < width)
-        moved = products[:, (rows + dy).clamp(0, height - 1)][:, :, (columns + dx).clamp(0, width - 1)]
-        total = total + torch.where(inside[..., None], moved[..., tap * len(bias) : (tap + 1) * len(bias)].to(dtype), 0)
-    return total.to(products.dtype).permute(0, 3, 1, 2)
-
-
 def _count(index: Tensor, size: int) -> Tensor:
     """How often 0..size-1 occur in index; larger values are left out. int64 [size]."""
     index = index.flatten()
     counts = torch.zeros(size + 1, dtype=torch.int64, device=index.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))[:-1]
-
-
-def _check_map(op: str, name: str, x: Tensor) -> None:
-    if x.dtype not in (torch.uint8, torch.int16, torch.int32, torch.int64):
-        raise TypeError(f"{op}: {name} must be uint8, int16, int32 or int64 [B, H, W], {_came(x)}")
-    if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(f"{op}: {name} must be a non-empty integer [B, H, W], {_came(x)}")
-
-
-def _check_connectivity(op: str, connectivity: int) -> None:
-    if connectivity not in (4, 8):
-        raise ValueError(f"{op}: connectivity must be 4 or 8, got {connectivity}")
-
-
-def _came(x: Tensor) -> str:
-    return f"got {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
