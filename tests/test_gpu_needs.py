@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FILES = [
     *(f"tests/ops/test_{op}.py" for op in ("components", "regions", "segment_mean", "nearest", "matching_ops")),
+    *(f"tests/ops/test_{op}.py" for op in ("batch_norm_act", "conv1x1_statistics", "sum_of_taps", "upsampled_ops")),
     *("tests/matching/test_matching_fused.py", "tests/models/test_upsampled.py"),
 ]
 OTHERS = [

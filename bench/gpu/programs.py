@@ -20,8 +20,14 @@ from bench.timing import needs
 
 ROOT = Path(__file__).parents[2]
 # The tests that decide come first: a captured step against an eager one, then the ops, then everything else.
-STEP_TESTS = ("tests/training/test_step_modes.py", "tests/matching/test_matching_fused.py")
-OPS = ("components", "regions", "segment_mean", "nearest", "matching_ops")
+STEP_TESTS = (
+    *("tests/training/test_step_modes.py", "tests/matching/test_matching_fused.py"),
+    *("tests/training/test_fused_maps.py", "tests/training/test_fused_head_and_weights.py"),
+)
+OPS = (
+    *("components", "regions", "segment_mean", "nearest", "matching_ops"),
+    *("batch_norm_act", "conv1x1_statistics", "sum_of_taps", "upsampled_ops"),
+)
 OPS_TESTS = (*(f"tests/ops/test_{op}.py" for op in OPS), "tests/models/test_upsampled.py")
 # Benches, and which of their cases.
 PEERS = dict.fromkeys(("components", "regions", "segment_mean", "matching"), "bench") | {

@@ -83,7 +83,7 @@ def upsampled_softmax(logits: Tensor, size: tuple[int, int], dtype: torch.dtype 
         nothing. Differentiable in logits, once.
 
     Raises:
-        As `upsampled_cross_entropy`.
+        TypeError, ValueError, RuntimeError: as `upsampled_cross_entropy`.
 
     Source: what the discriminator sees (Eq. 2, Eq. 3).
     """

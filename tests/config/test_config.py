@@ -80,6 +80,9 @@ OTHER = {
     "pseudo_softmax": "features",
     "step_mode": "compile+graph",
     "precision": "bf16",
+    "fuse": "norms head",
+    "memory": "low",
+    "engines": "measured",
     "batch_size": "7",
     "steps": "7",
     "schedule_steps": "12345",
@@ -117,7 +120,8 @@ def test_every_setting_is_reachable_from_the_command_line(name, tmp_path):
     assert name in changed
     value_now = getattr(after, name)
     value_now = value_now[0] if name in OF_EACH_SOURCE else value_now
-    assert str(value_now).strip("()") in (value, value.replace(" ", ", "), f"{value}.0", "False", "True", "0.1, 0.2")
+    shown = " ".join(map(str, value_now)) if isinstance(value_now, tuple) else str(value_now)
+    assert shown in (value, f"{value}.0", "False", "True")
 
 
 def test_help_explains_every_setting(capsys, monkeypatch):
