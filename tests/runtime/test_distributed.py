@@ -137,7 +137,7 @@ def test_two_ranks_equal_one_process_with_both_images(stage, two_ranks):
         if name in start:
             # float32 sums of another order through 18 layers, as in test_step.
             moved = (expected - start[name]).float().norm()
-            # Adam divides by the gradient's own size, and so enlarges what sums of another order leave: 1.8e-3 was seen.
+            # Adam divides by the gradient's own size, and so enlarges what they leave: 1.8e-3 was seen.
             assert (found[name] - expected).float().norm() <= 5e-3 * moved, name
     assert torch.equal(found["matching.bank.written"], one["matching"]["bank.written"])
     assert (one["matching"]["bank.written"] > 3).any()  # rings have wrapped
