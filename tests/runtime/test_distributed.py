@@ -55,9 +55,13 @@ def new_trainer(stage, ranks):
     )
     torch.manual_seed(0)
     model = deeplab_v2("resnet18", 19, batch_norm="frozen")
+    discriminator = Discriminator(19)
+    # Sure of one domain: unsure, its gradients of both cancel, and what is left changes by a tenth with one activation's
+    # sign, which another order of sums flips.
+    torch.nn.init.constant_(discriminator.classifier.bias, 2)
     gather = distributed.gather if ranks > 1 else None
     matching = StuffInstanceMatching(model.num_features, STUFF, THINGS, 3, 2, gather=gather)
-    return Trainer(config, model, Discriminator(19), matching, "rgb", torch.device("cpu"))
+    return Trainer(config, model, discriminator, matching, "rgb", torch.device("cpu"))
 
 
 def make_batches(model):
@@ -137,7 +141,7 @@ def test_two_ranks_equal_one_process_with_both_images(stage, two_ranks):
         if name in start:
             # float32 sums of another order through 18 layers, as in test_step.
             moved = (expected - start[name]).float().norm()
-            # Adam divides by the gradient's own size, and so enlarges what they leave: 1.8e-3 was seen.
+            # Adam divides by the gradient's own size, and so enlarges what they leave: 1.7e-3 was seen.
             assert (found[name] - expected).float().norm() <= 5e-3 * moved, name
     assert torch.equal(found["matching.bank.written"], one["matching"]["bank.written"])
     assert (one["matching"]["bank.written"] > 3).any()  # rings have wrapped
