@@ -7,12 +7,11 @@ import torch
 import triton
 from torch import Tensor
 
-from simfast.ops.batch_norm_act_kernels import (
-    batch_norm_apply_kernel,
+from simfast.ops.batch_norm_act_backward_kernels import (
     batch_norm_backward_apply_kernel,
     batch_norm_backward_sums_kernel,
-    batch_norm_statistics_kernel,
 )
+from simfast.ops.batch_norm_act_forward_kernels import batch_norm_apply_kernel, batch_norm_statistics_kernel
 
 WARPS = 8
 PROGRAMS = 264  # at most: two on each multiprocessor of an H100; of any GPU, for the order of sums follows from it

@@ -17,12 +17,12 @@ HERE = Path(__file__).parent
 RUN = """
 import json, runpy, sys, types
 import simfast.ops
-op, test, runs = sys.argv[1], runpy.run_path(sys.argv[2]), json.loads(sys.argv[3])
+op, kernels, test, runs = sys.argv[1], sys.argv[2], runpy.run_path(sys.argv[3]), json.loads(sys.argv[4])
 for source, case in runs:
-    for name in (f"{op}_kernels", f"{op}_triton"):
+    for name in (kernels, f"{op}_triton"):
         sys.modules.pop(f"simfast.ops.{name}", None)
         vars(simfast.ops).pop(name, None)
-    module = types.ModuleType(f"simfast.ops.{op}_kernels")
+    module = types.ModuleType(f"simfast.ops.{kernels}")
     module.__file__ = source
     sys.modules[module.__name__] = module
     exec(compile(open(source).read(), source, "exec"), vars(module))
@@ -34,67 +34,68 @@ for source, case in runs:
         print("same")
 """
 
-NORM, TAPS, PRODUCT, UPSAMPLED = "batch_norm_act", "sum_of_taps", "conv1x1_statistics", "upsampled"
+FORWARD, BACKWARD = "batch_norm_act_forward_kernels", "batch_norm_act_backward_kernels"
+TAPS, PRODUCT, UPSAMPLED = "sum_of_taps_kernels", "conv1x1_statistics_kernels", "upsampled_kernels"
 # What is mutated, from what, to what, and the case that must see it.
 MUTANTS = {
     "norm: rows beyond the last count": (
-        NORM,
+        FORWARD,
         "tl.minimum(tl.maximum((last - row + (ROWS - 1)) // ROWS, 0), STEPS)",
         "tl.full([ROWS, 1], STEPS, tl.int32)",
         "sizes",
     ),
     "norm: distances of rows that are not there": (
-        NORM,
+        FORWARD,
         "distance = tl.where(row + step * ROWS < last, distance, 0)",
         "distance = distance",
         "sizes",
     ),
     "norm: mean and variance swapped": (
-        NORM,
+        FORWARD,
         "tl.store(mean + column, centre, mask=there)\n            tl.store(variance + column, spread, mask=there)",
         "tl.store(mean + column, spread, mask=there)\n            tl.store(variance + column, centre, mask=there)",
         "every_kind",
     ),
-    "norm: no residual": (NORM, "value += added[step].to(tl.float32)", "value += 0", "every_kind"),
-    "norm: no ReLU": (NORM, "value = tl.where(value < 0, 0.0, value)  # NaN stays", "value = value", "every_kind"),
+    "norm: no residual": (FORWARD, "value += added[step].to(tl.float32)", "value += 0", "every_kind"),
+    "norm: no ReLU": (FORWARD, "value = tl.where(value < 0, 0.0, value)  # NaN stays", "value = value", "every_kind"),
     "norm: NaN cut": (
-        NORM,
+        FORWARD,
         "value = tl.where(value < 0, 0.0, value)  # NaN stays",
         "value = tl.where(value > 0, value, 0.0)",
         "nan_stays_in_its_channel_and_zero_is_cut",
     ),
     "norm: the gradient passes at 0": (
-        NORM,
+        BACKWARD,
         "g = tl.where(output <= 0, 0.0, g)",
         "g = tl.where(output < 0, 0.0, g)",
         "nan_stays_in_its_channel_and_zero_is_cut",
     ),
     "norm: one consumer's gradient": (
-        NORM,
+        BACKWARD,
         "g = (g + more[step].to(tl.float32)).to(given[step].dtype).to(tl.float32)",
         "g = g",
         "every_kind",
     ),
     "norm: no mean of the gradient": (
-        NORM,
+        BACKWARD,
         "value = value - average - away[0] * slope",
         "value = value - away[0] * slope",
         "every_kind",
     ),
     "norm: a biased running variance": (
-        NORM,
+        FORWARD,
         "spread * (M.to(tl.float32) / (M - 1).to(tl.float32))",
         "spread",
         "every_kind",
     ),
     "norm: stretches merged without their distance": (
-        NORM,
+        FORWARD,
         "spread += within + count * (own - mean) * (own - mean)",
         "spread += within",
         "statistics_that_are_given_are_those_used",
     ),
     "norm: a second ReLU in one launch": (
-        NORM,
+        BACKWARD,
         "RELU and (semaphores is None or grad_residual is None)",
         "RELU",
         "one_launch_does_what_two_do",
@@ -135,20 +136,21 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("op", [NORM, TAPS, PRODUCT, UPSAMPLED])
-def test_every_mutant_is_seen_and_the_kernels_themselves_are_not(op, tmp_path):
-    source = (OPS / f"{op}_kernels.py").read_text()
-    mutants = {name: rest for name, (of, *rest) in MUTANTS.items() if of == op}
+@pytest.mark.parametrize("kernels", [FORWARD, BACKWARD, TAPS, PRODUCT, UPSAMPLED])
+def test_every_mutant_is_seen_and_the_kernels_themselves_are_not(kernels, tmp_path):
+    source = (OPS / f"{kernels}.py").read_text()
+    op = kernels.removesuffix("_kernels").removesuffix("_forward").removesuffix("_backward")
+    mutants = {name: rest for name, (of, *rest) in MUTANTS.items() if of == kernels}
     runs = []
     for number, (before, after, case) in enumerate(mutants.values()):
         assert before in source, before
-        mutant = tmp_path / f"{op}_{number}.py"
+        mutant = tmp_path / f"{number}.py"
         mutant.write_text(source.replace(before, after))
         runs.append((str(mutant), case))
     cases = dict.fromkeys(case for _, case in runs)
-    runs += [(str(OPS / f"{op}_kernels.py"), case) for case in cases]
+    runs += [(str(OPS / f"{kernels}.py"), case) for case in cases]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    command = [sys.executable, "-c", RUN, op, str(HERE / f"test_{op}_triton.py"), json.dumps(runs)]
+    command = [sys.executable, "-c", RUN, op, kernels, str(HERE / f"test_{op}_triton.py"), json.dumps(runs)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = dict(zip([*mutants, *cases], done.stdout.split(), strict=True))

@@ -56,8 +56,8 @@ def new_trainer(stage, ranks):
     torch.manual_seed(0)
     model = deeplab_v2("resnet18", 19, batch_norm="frozen")
     discriminator = Discriminator(19)
-    # Sure of one domain: unsure, its gradients of both cancel, and what is left changes by a tenth with one activation's
-    # sign, which another order of sums flips.
+    # Sure of one domain: unsure, its gradients of both cancel, and what is left changes by a tenth with the sign of one
+    # activation, which another order of sums flips.
     torch.nn.init.constant_(discriminator.classifier.bias, 2)
     gather = distributed.gather if ranks > 1 else None
     matching = StuffInstanceMatching(model.num_features, STUFF, THINGS, 3, 2, gather=gather)
