@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from weight_files import saved
 
-from simfast.models import deeplab_v2
+from simfast.models import deeplab_v2, load_weights
 from simfast.models.fusing import folded, fuse
 
 
@@ -44,3 +45,17 @@ def test_a_fused_network_evaluates_as_the_plain_one(arch, parts):
         fuse(model, parts)
         for ours, theirs in zip(model(images), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_a_released_file_loads_into_a_fused_network(tmp_path):
+    theirs, images = moved("resnet18"), torch.randn(1, 3, 33, 41, dtype=torch.float64)
+    path = saved(tmp_path, {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()})
+    ours = deeplab_v2("resnet18", 5, (2, 3)).double()
+    fuse(ours, {"norms", "products", "head"})
+    report = load_weights(ours, path, head_dilations=(2, 3))
+    assert report.matched == report.total == report.in_file
+    with torch.no_grad():
+        expected = theirs.eval()(images)
+        for found in (ours.eval()(images), folded(ours)(images)):
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
