@@ -4,6 +4,14 @@ import numpy as np
 import pytest
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A report goes from one process to another as UTF-8, which not every name is that a test logs."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A source and a target folder of blocky pictures whose colour tells the class."""
