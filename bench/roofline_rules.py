@@ -24,7 +24,7 @@ Fused (the setting `fuse`), per map:
 - head: one product of the features with all taps of all branches, and a pass that adds its columns, shifted.
 - maps: upsampling, softmax and cross entropy read logits and labels and write the map, of 24 channels instead of 19,
   as the discriminator's first convolution wants it; backward they read its gradient.
-- memory low: the result of a batch norm inside a block is computed once more: N read, N written.
+- memory low: the result of a batch norm inside a block is computed once more: N read, N written. Not of a frozen one.
 - further (not built): statistics, sums and masks at the end of the products that write maps and gradients, and batch
   norm's affine map at the beginning of those that read them. See `further`.
 """
@@ -82,7 +82,8 @@ class Rules:
     def of(config: Config) -> "Rules":
         """On a GPU, where `auto` is bf16."""
         precision = "bf16" if config.precision == "auto" else config.precision
-        frozen, low = config.batch_norm == "frozen", config.memory == "low"
+        frozen = config.batch_norm == "frozen"
+        low = config.memory == "low" and not frozen  # of those nothing is computed again
         return Rules(4 if precision == "fp32" else 2, precision != "bf16", frozen, config.fused, low)
 
     def bytes(self, shape: Shape) -> int:

@@ -123,8 +123,9 @@ class Step:
         if self.rules.size == 2:
             yield Work("inputs", 1, 4 * pixels, 2 * pixels)
 
-    def _casts(self, network: nn.Module) -> Iterator[Work]:
-        if self.rules.size == 4 or "weights" in self.rules.fused:
+    def _casts(self, network: nn.Module, copied: bool = True) -> Iterator[Work]:
+        """Of the weights, in a forward pass; `copied`: unless once a step."""
+        if self.rules.size == 4 or (copied and "weights" in self.rules.fused):
             return
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -146,8 +147,7 @@ class Step:
     def _weights(self) -> Iterator[Work]:
         """Copies once a step."""
         if self.rules.size == 2 and "weights" in self.rules.fused:
-            model, online = self.networks.model, self.config.self_training == "online"
-            for network in (model, self.networks.discriminator, model if online else None):
+            for network in (self.networks.model, self.networks.discriminator):
                 if network is not None:
                     sizes = [p.numel() for p in network.parameters() if p.requires_grad]
                     yield Work("casts", math.ceil(len(sizes) / TENSORS), 4 * sum(sizes), 2 * sum(sizes))
@@ -156,7 +156,7 @@ class Step:
         """Forward with stored statistics, nothing kept; and its average."""
         rules = replace(self.rules, frozen=True)
         yield from self._inputs("target")
-        yield from self._casts(self.networks.model)
+        yield from self._casts(self.networks.model, copied=False)
         for layer in _backbone(self.layers["target"]):
             yield from forward(layer, rules)
         yield from head_forward(_head(self.layers["target"]), rules)
@@ -267,8 +267,7 @@ class Step:
 
     def _keep_norm(self, layer: Norm, keep) -> None:
         rules, n = self.rules, self.rules.bytes(layer.shape)
-        fused = "norms" in rules.fused
-        if not (fused and rules.frozen and layer.residual):
+        if not ("norms" in rules.fused and rules.frozen):
             keep("inputs of batch norms", n)
         if not rules.frozen:
             keep("inputs of batch norms", 8 * layer.shape[1])

@@ -12,7 +12,7 @@ from simfast.models import checkpoint
 SETTINGS = "settings.yaml"
 """In a run's folder, what `ablate` has it do."""
 # What of MOVABLE says nothing of the data: those of a run that is done are compared by nobody.
-COMPUTING = {"device", "step_mode", "skip_bad_files"}
+COMPUTING = {"device", "step_mode", "engines", "skip_bad_files"}
 
 
 def options_to_go_on(config: Config) -> list[str]:

@@ -201,7 +201,9 @@ def _restore(path: Path, state: dict[str, Any], config: Config, device: torch.de
             raise ValueError(f"{name}: must stay {stored[name]!r}, as {path} was trained, got {now!r}")
     if config.precision == "fp16" and "scaler" not in state:
         raise ValueError(f"precision: must not be fp16, which {path} was not trained in, got 'fp16'")
-    trainer = build_trainer(dataclasses.replace(config, step_mode="eager"), device, state)
+    # Plain, whatever the run did: a fused network gives its features' consumers a tensor each.
+    plain = {"step_mode": "eager", "fuse": ("none",), "memory": "usual", "engines": "torch"}
+    trainer = build_trainer(dataclasses.replace(config, **plain), device, state)
     trainer.model.train()
     return trainer
 

@@ -241,5 +241,5 @@ MOVABLE = {
     *("source_root", "source_split", "source_labels", "source_ids", "source_images"),
     *("target_root", "target_split", "target_labels", "target_ids"),
     *("eval_split", "eval_images", "eval_labels", "report_split"),
-    *("pseudo_labels", "stage1", "weights", "device", "step_mode", "skip_bad_files"),
+    *("pseudo_labels", "stage1", "weights", "device", "step_mode", "engines", "skip_bad_files"),
 }

@@ -222,7 +222,7 @@ class Step:
     one. all: each of these. No part has been measured on a GPU yet; on a CPU they are for tests."""
     memory: Literal["usual", "low"] = "usual"
     """low: what batch norms inside a residual block give is computed again in the backward pass instead of kept (with
-    norms of fuse)."""
+    norms of fuse; frozen batch norms keep as little without it)."""
     engines: Literal["torch", "measured"] = "torch"
     """Who chooses how a GPU computes each convolution: torch (under --deterministic without measuring), or the first
     step, which times the deterministic ways; the choice is kept in the run folder, so that a resumed run has it too."""

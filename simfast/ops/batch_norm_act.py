@@ -106,7 +106,10 @@ def _check(x, running_mean, running_var, weight, bias, residual, act, training, 
     if training and x.numel() <= channels:
         raise ValueError(f"batch_norm_act: x must have more than one value a channel in training, {came(x)}")
     if statistics is not None:
+        if not (isinstance(statistics, tuple) and len(statistics) == 2 and isinstance(statistics[1], int)):
+            raise TypeError(f"batch_norm_act: statistics must be a tensor and a number, got {statistics!r}")
         partials, rows = statistics
+        check_tensors("batch_norm_act", statistics=partials)
         stretches = -(-(x.numel() // max(channels, 1)) // rows) if rows > 0 else 0
         fits = partials.dtype == dtype and partials.shape == (2, stretches, channels)
         if not (training and rows > 0 and fits and partials.is_contiguous()):
@@ -238,21 +241,22 @@ def merged(partials: Tensor, rows: int, pixels: int) -> tuple[Tensor, Tensor]:
 def _(x, running_mean, running_var, weight, bias, residual, relu, momentum, eps, partials, rows, cooperative):
     if partials is None:
         y, mean, deviation = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
-        return _finished(y, residual, relu), mean, deviation.pow(-2) - eps
+        return _finished(x, y, residual, relu), mean, deviation.pow(-2) - eps
     pixels = x.numel() // x.shape[1]
     mean, var = (part.to(weight.dtype) for part in merged(partials, rows, pixels))
     if running_mean is not None:
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (pixels / (pixels - 1)), momentum)
-    return _finished(F.batch_norm(x, mean, var, weight, bias, eps=eps), residual, relu), mean, var
+    return _finished(x, F.batch_norm(x, mean, var, weight, bias, eps=eps), residual, relu), mean, var
 
 
 @torch.library.impl(_library, "batch_norm_apply", "CPU")
 def _(x, mean, var, weight, bias, residual, relu, eps):
-    return _finished(F.batch_norm(x, mean, var, weight, bias, eps=eps), residual, relu)
+    return _finished(x, F.batch_norm(x, mean, var, weight, bias, eps=eps), residual, relu)
 
 
-def _finished(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def _finished(x: Tensor, y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    y = y.contiguous(memory_format=_layout(x))
     if residual is not None:
         y += residual
     return y.relu_() if relu else y
@@ -260,6 +264,10 @@ def _finished(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 
 @torch.library.impl(_library, "batch_norm_act_backward", "CPU")
 def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_residual, needs_affine, cooperative):
+    layout = _layout(x)
+    if x.numel() == 0:
+        affine = [torch.zeros_like(p) if needs_affine else x.new_empty(0) for p in (weight, bias)]
+        return _like(x), _like(x) if needs_residual else x.new_empty(0), *affine
     if again is not None:
         grad = grad + again
     if relu:
@@ -272,9 +280,11 @@ def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_res
         grad, x, weight, *norm, training, eps, [True, needs_affine, needs_affine]
     )
     # No result of a custom operator may be one of its inputs, or another result.
-    residual = (grad if relu else grad.clone()) if needs_residual else x.new_empty(0)
+    residual = x.new_empty(0)
+    if needs_residual:
+        residual = grad.contiguous(memory_format=layout) if relu else grad.clone(memory_format=layout)
     affine = (grad_weight, grad_bias) if needs_affine else (x.new_empty(0), x.new_empty(0))
-    return grad_x, residual, *affine
+    return grad_x.contiguous(memory_format=layout), residual, *affine
 
 
 @torch.library.register_fake("simfast::batch_norm_act", lib=_library)
@@ -293,5 +303,11 @@ def _(grad, again, x, y, mean, var, weight, bias, relu, training, eps, needs_res
     return _like(x), _like(x) if needs_residual else x.new_empty(0), *affine
 
 
+def _layout(x: Tensor) -> torch.memory_format:
+    """Of all maps that come of x: on the CPU those that torch's own batch norm gives."""
+    planes = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planes and not x.is_cuda else torch.channels_last
+
+
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last) if x.is_cuda else torch.empty_like(x)
+    return torch.empty_like(x, memory_format=_layout(x))

@@ -144,7 +144,7 @@ def batch_norm_backward_apply_kernel(
     EVEN: tl.constexpr,
 ):
     column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    program = tl.num_programs(1) - 1 - tl.program_id(1)  # as above
+    program = tl.num_programs(1) - 1 - tl.program_id(1)  # the last rows first, as forward
     centre = load_channels(mean, column, C, EVEN)
     deviation = tl.rsqrt(load_channels(variance, column, C, EVEN) + eps)
     scale, shift = load_channels(weight, column, C, EVEN) * deviation, load_channels(bias, column, C, EVEN)

@@ -53,6 +53,8 @@ class _Tiling:
 
     def semaphores(self, x: Tensor) -> Tensor | None:
         """One for each block of channels, of the current stream; None where the programs do not fit the GPU at once."""
+        if not self.constants["EVEN"]:  # the masks of a block that is not full take more registers than RESIDENT has
+            return None
         blocks, stretches = self.grid
         if blocks * stretches > RESIDENT * _multiprocessors(x.device) or blocks > MOST_BLOCKS:
             return None

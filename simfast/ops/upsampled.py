@@ -22,8 +22,8 @@ def upsampled_cross_entropy(
     """Cross entropy of bilinearly upsampled logits (aligned corners), mean over the pixels that are not `ignore`.
 
     Computed in float32 whatever the dtypes (float64 for float64 logits). The gradient is found on the way forward and
-    kept at feature size, at most four times as large as float32 logits (on the CPU once). On CUDA two launches, and one
-    for the gradient; labels and weights that are not contiguous are copied.
+    kept at feature size, at most four times as large as float32 logits of P classes (on the CPU once). On CUDA two
+    launches, and one for the gradient; labels and weights that are not contiguous are copied.
 
     Args:
         logits: [B, K, h, w], float32, float16 or bfloat16 (on the CPU also float64, for gradient checks), any strides.
@@ -175,7 +175,7 @@ def _(
     map_dtype: torch.dtype | None,
     differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_classes = logits.shape[1]
+    num_classes, labels = logits.shape[1], labels.long()  # ignore may be none of their dtype
     wrong = labels[(labels != ignore) & ((labels < 0) | (labels >= num_classes))]
     if wrong.numel():
         raise ValueError(

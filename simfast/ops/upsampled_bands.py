@@ -34,7 +34,7 @@ def cross_entropy(
         band = upsampling.of(logits).log_softmax(1)
         label = labels[:, rows].long()[:, None]
         valid = label != ignore
-        weight = 1 if weights is None else weights[:, rows].to(logits.dtype)[:, None]
+        weight = 1 if weights is None else weights[:, rows].to(logits.dtype)[:, None].where(valid, 0)
         loss -= torch.where(valid, weight * band.gather(1, label.where(valid, 0)), 0).sum()
         band.exp_()
         if maps is not None:

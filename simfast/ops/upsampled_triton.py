@@ -77,6 +77,13 @@ def gather(shares: Tensor, grad: Tensor | None, count: Tensor | None, logits: Te
     return gradient
 
 
+def most_pixels(few: int, many: int) -> int:
+    """Of a row of `many` pixels, between two of its `few` samples: rounding, which grows with a pixel's number, moves
+    them to the fuller side.
+    """
+    return many if few == 1 else int((many - 1) / (few - 1) + many * 2**-20) + 1
+
+
 def _num_cells(logits: Tensor) -> int:
     images, _, h, w = logits.shape
     return images * max(h - 1, 1) * max(w - 1, 1)
@@ -104,8 +111,6 @@ def _each_cell(
     for few, many in ((h, size[0]), (w, size[1])):
         # One sample alone: all pixels are the first cell's.
         axes += [(few - 1) / max(many - 1, 1), (many - 1) / (few - 1) if few > 1 else float(many)]
-    # Pixels of a cell's row, where rounding moves them to the fuller side.
-    most = size[1] if w == 1 else int(axes[3] * (1 + 2**-20)) + 1
     with torch.cuda.device_of(logits):
         upsampled_cell_kernel[(_num_cells(logits),)](
             logits,
@@ -127,7 +132,7 @@ def _each_cell(
             EACH=each,
             LANES=classes // each,
             WIDTH=width,
-            NARROW=most <= width,
+            NARROW=most_pixels(w, size[1]) <= width,
             num_warps=1,
             enable_fp_fusion=True,
         )

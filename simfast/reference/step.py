@@ -138,7 +138,7 @@ def upsampled_cross_entropy(
     log = _upsampled(logits, labels.shape[1:]).log_softmax(1)
     terms = -log.gather(1, label.where(valid, 0)[:, None])[:, 0]
     if weights is not None:
-        terms = terms * weights
+        terms = terms * weights.where(valid, 0)
     loss = torch.where(valid, terms, 0).sum() / valid.sum().clamp(min=1)
     return loss, None if map_dtype is None else _padded(log.detach().exp()).to(map_dtype)
 

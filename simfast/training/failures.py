@@ -85,6 +85,8 @@ def _remedy(config: Config, precision: str, on_gpu: bool) -> str:
         tries += [f"--{name}-size {max(32, width * 3 // 4)} {max(32, height * 3 // 4)}"]
     elif config.arch != "resnet18":
         tries += ["--arch resnet18"]
+    if on_gpu and config.memory == "usual" and config.arch.startswith("resnet") and config.batch_norm != "frozen":
+        tries += ["--fuse norms --memory low"]
     tries += ["fewer --workers"] if not on_gpu and config.workers else []
     if not tries:
         return "what helps is memory that other programs give back"

@@ -122,7 +122,7 @@ class Watching:
 
     def look(self, trainer: Trainer) -> tuple[Row, Pictures]:
         signals, pictures = find_signals(
-            trainer.model,
+            trainer.networks.evaluated(),
             self._loader,
             trainer.convention,
             trainer.device,

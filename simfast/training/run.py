@@ -149,8 +149,11 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
         raise ValueError(f"{error}; {remedy}") from error
     trainer = build_trainer(here, device, resumed)
     if (engines := trainer.networks.engines) is not None:
-        # The other stage's are of the same network; those that a new run finds in its folder are of no run.
-        engines.keep_in(out / ENGINES, *[out / ENGINES] * bool(resumed), command / "stage1" / ENGINES)
+        # Those that a new run finds in its folder are of no run; stage 1's are of the same network.
+        found = [out / ENGINES] if resumed else []
+        if here.stage1 is not None and not resumed:
+            found.append(checkpoint.resolve(here.stage1, "best.pt", stage=1).parent / ENGINES)
+        engines.keep_in(out / ENGINES, *found)
     if resumed:
         checkpoint.set_random_state(resumed["random"])
     ops = f", {trainer.matching.ops} ops" if trainer.matching else ""

@@ -29,9 +29,9 @@ def restore_global_state():
 
 @pytest.fixture(scope="module")
 def run(settings, tmp_path_factory):
-    """The folder of a finished run of aa+sim."""
+    """The folder of a finished run of aa+sim, fused."""
     out = tmp_path_factory.mktemp("run")
-    train([*settings, "--out", str(out), "--steps", "2", "--batch-size", "2"])
+    train([*settings, "--out", str(out), "--steps", "2", "--batch-size", "2", "--fuse", "all", "--memory", "low"])
     return out
 
 
@@ -161,6 +161,7 @@ def test_a_run_with_banks_of_its_own(run, tmp_path, capsys):
     gradients = report["gradients"]
     assert list(gradients) == ["seg", "adv", "stuff", "instance", "matching", TRUTH]
     assert all(row["backbone"] > 0 for name, row in gradients.items() if name not in ("stuff", "instance"))
+    assert all(row["features"] > 0 for name, row in gradients.items() if name not in ("stuff", "instance"))
     assert all(name in printed for name in (*report["classes"], *gradients, "Banks.", "Regions", "Distances"))
     # Other settings than the run's may be tried, and its networks may not.
     assert simfast("diagnose", run, "--pairs", 1, "--lambda-adv", "0.002", "--fresh-banks", "--report", path) == 0

@@ -10,6 +10,7 @@ from simfast import ops, reference
 from simfast.models.recomputed import norm_act_conv
 from simfast.testing import DEVICES, needs_gpu
 
+NAMES = ("x", "residual", "weight", "bias", "running_mean", "running_var")
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -222,11 +223,46 @@ def test_a_convolution_whose_input_is_found_again_gives_the_same_and_keeps_x_alo
     ],
 )
 def test_a_wrong_argument_is_named(change, said):
-    names = ("x", "residual", "weight", "bias", "running_mean", "running_var")
     with pytest.raises(ValueError, match=f"batch_norm_act: {said}"):
-        ops.batch_norm_act(**dict(zip(names, make(), strict=True)) | change)
-    with pytest.raises(TypeError, match="batch_norm_act: weight must be a tensor, got float"):
-        ops.batch_norm_act(**dict(zip(names, make(), strict=True)) | {"weight": 1.0})
+        ops.batch_norm_act(**dict(zip(NAMES, make(), strict=True)) | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weight": 1.0}, "weight must be a tensor, got float"),
+        ({"statistics": torch.zeros(2, 1, 24)}, "statistics must be a tensor and a number, got tensor"),
+        ({"statistics": (None, 3)}, "statistics must be a tensor, got NoneType"),
+    ],
+)
+def test_what_is_no_tensor_is_named(change, said):
+    with pytest.raises(TypeError, match=f"batch_norm_act: {said}"):
+        ops.batch_norm_act(**dict(zip(NAMES, make(), strict=True)) | change)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_images_give_no_gradient(device):
+    x, residual, weight, bias, mean, var = (tensor.requires_grad_() for tensor in make((0, 24, 5, 7), device=device))
+    ops.batch_norm_act(x, mean.detach(), var.detach(), weight, bias, residual, training=False).sum().backward()
+    assert x.grad.shape == residual.grad.shape == (0, 24, 5, 7)
+    assert not weight.grad.any()
+    assert not bias.grad.any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("act", ["relu", "none"])
+def test_maps_of_any_strides_compile(act, device):
+    x, residual, weight, bias, mean, var = make(device=device)
+    wide = torch.randn(2, 24, 5, 14, device=device).contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(ops.batch_norm_act, fullgraph=True)
+    for map_ in (x.mT.contiguous().mT, wide[..., ::2]):
+        found = []
+        for op in (ops.batch_norm_act, compiled):
+            leaves = [map_.detach().requires_grad_(), residual.detach().contiguous().requires_grad_()]
+            y = op(leaves[0], mean.clone(), var.clone(), weight, bias, leaves[1], act)
+            found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+        for ours, expected in zip(*found, strict=True):
+            torch.testing.assert_close(ours, expected)
 
 
 def test_signature_is_the_references():

@@ -154,6 +154,28 @@ def test_what_is_ignored_counts_for_nothing(device):
     assert_same(found[1], expected[1])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_number_to_ignore_may_be_none_of_the_labels_dtype(device):
+    logits = make(device=device)[0].repeat(1, 7, 1, 1)  # 49 classes; 44 is 300 in uint8
+    labels = torch.full((len(logits), 9, 8), 44, dtype=torch.uint8, device=device)
+    expected = loss_and_gradient(reference.upsampled_cross_entropy, logits, labels)[0]
+    for ignore in (300, 44 - 256):
+        found = loss_and_gradient(ops.upsampled_cross_entropy, logits, labels, ignore)[0]
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("op", [ops.upsampled_cross_entropy, reference.upsampled_cross_entropy])
+def test_the_weight_of_an_ignored_pixel_is_not_looked_at(op, device):
+    logits, labels = make(device=device)
+    weights = torch.ones(labels.shape, device=device)
+    poisoned = weights.where(labels != 255, torch.nan)
+    assert poisoned.isnan().any()
+    found, expected = (loss_and_gradient(op, logits, labels, 255, None, w) for w in (poisoned, weights))
+    assert_same(found[0], expected[0])
+    assert_same(found[1], expected[1])
+
+
 def test_a_label_that_is_no_class_is_named_on_the_cpu():
     logits, labels = make()
     labels[1, 2, 3] = 7

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,18 +127,16 @@ def loss_gradient_and_maps_of_every_size():
 
 
 def softmax_and_gradient_of_every_size():
-    for small, large in SIZES:
+    for small, large in SIZES[:6]:
         check_softmax(make(small, large)[0], large)
 
 
 def any_number_of_classes():
-    for num_classes in (1, 2, 8, 19, 40, 65):
+    for num_classes, dtype in ((1, BF16), (2, F32), (8, F16), (19, BF16), (40, F32), (65, F16)):
         logits, labels = make((2, 2), (4, 11), num_classes)
-        check(logits, labels)
-        check(logits, labels, map_dtype=BF16)
+        check(logits, labels, map_dtype=dtype)
         check(logits, labels, map_dtype=None)
-        check_softmax(logits, (4, 11))
-        check_softmax(logits, (4, 11), F16)
+        check_softmax(logits, (4, 11), dtype)
 
 
 def any_dtype_and_layout():
@@ -150,6 +149,7 @@ def any_dtype_and_layout():
         wide[:, 2:21, ::2, 1::2] = logits
         check(wide[:, 2:21, ::2, 1::2], labels)
         check_softmax(wide[:, 2:21, ::2, 1::2], (4, 7))
+    logits, labels = make((2, 3), (4, 7))
     for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
         check(logits, labels.to(dtype))
     check(logits, labels.mT.contiguous().mT)
@@ -173,7 +173,7 @@ def each_pixel_is_one_cells():
     """At every size: a pixel taken twice, or by none, changes the count."""
     from simfast.ops import upsampled_triton
 
-    for few, many in ((2, 7), (3, 10), (4, 4), (5, 9), (7, 20), (8, 3), (6, 31), (1, 6), (11, 1)):
+    for few, many in ((2, 7), (4, 4), (5, 9), (8, 3), (3, 20), (1, 6), (11, 1)):
         for h, w, size in ((few, 1, (many, 2)), (1, few, (2, many))):
             labels = torch.zeros(1, *size, dtype=torch.uint8)
             _, count = upsampled_triton.cross_entropy(torch.zeros(1, 2, h, w), labels, None, 255, None, None)
@@ -250,8 +250,9 @@ MOST = {"bfloat16": (BF16, (260, 250, 145, 225)), "float32": (F32, (350, 250, 18
 
 
 @compiled
-@pytest.mark.parametrize("capability", [80, 90, 100, 120])
-@pytest.mark.parametrize("case", MOST)
+@pytest.mark.parametrize(
+    ("case", "capability"), [*(("bfloat16", capability) for capability in (80, 90, 100, 120)), ("float32", 90)]
+)
 def test_a_row_of_pixels_costs_no_barrier_and_its_map_is_written_16_bytes_a_thread(case, capability, tmp_path):
     dtype, most = MOST[case]
     small, large = PAPER
@@ -279,7 +280,6 @@ def test_a_row_of_pixels_costs_no_barrier_and_its_map_is_written_16_bytes_a_thre
 # Every size in turn 1, multiples of 16, neither; strides aligned and not; one pass a row and several; many classes.
 CALLS = {
     "one pixel": (torch.zeros(1, 19, 1, 1), (1, 1)),
-    "one class": (torch.zeros(2, 1, 2, 3), (9, 17)),
     "two classes": (torch.zeros(2, 2, 2, 3), (9, 17), F32),
     "several passes, float32": (torch.zeros(1, 19, 2, 3), (16, 64), F32),
     "multiples of 16": (torch.zeros(16, 16, 17, 17, dtype=F16), (32, 32), F16, torch.int64),
@@ -288,6 +288,16 @@ CALLS = {
     "150 classes": (torch.zeros(1, 150, 3, 3), (17, 17)),
     "weights": (torch.zeros(1, 19, 3, 3), (17, 17), BF16, torch.uint8, torch.zeros(1, 17, 17)),
 }
+
+
+@pytest.mark.parametrize(("few", "many"), [(128, 1024), (1045, 8352), (3, 2), (2, 9), (7, 7)])
+def test_no_cell_has_more_pixels_than_one_pass_takes(few, many):
+    """In a row of 8352 the last cell has nine by rounding alone, at 7.9990 for a cell."""
+    from simfast.ops.upsampled_triton import most_pixels
+
+    position = np.arange(many, dtype=np.float32) * np.float32((few - 1) / (many - 1))
+    cell = np.minimum(position.astype(int), few - 2)
+    assert np.bincount(cell).max() <= most_pixels(few, many)
 
 
 @compiled

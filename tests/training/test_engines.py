@@ -16,7 +16,7 @@ from simfast.models import checkpoint
 from simfast.models.convolution_ways import DIRECTIONS
 from simfast.testing import determinism, needs_gpu
 from simfast.training import networks
-from simfast.training.engines import NAME, Engines
+from simfast.training.engines import NAME, Engines, measured_engines
 
 HERE = {"gpu": "none", "torch": "2", "cudnn": 9}
 
@@ -201,6 +201,12 @@ def test_a_resumed_run_has_the_choice_of_its_beginning(settings, tmp_path, monke
     assert clock.calls == 0
     assert (tmp_path / "parts" / NAME).read_text() == kept
 
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(networks, "measured_engines", measured_engines)
+        with pytest.raises(SystemExit, match="engines: must be torch without a GPU"):
+            train(["--resume", str(tmp_path / "parts"), "--engines", "measured"])
+        train(["--resume", str(tmp_path / "parts"), "--engines", "torch"])
+
     clock = measuring(monkeypatch, 3.0, 1.0, 2.0)
     train([*settings, "--steps", "4", "--out", str(tmp_path / "whole")])
     parts, whole = (checkpoint.load(tmp_path / name / "last.pt") for name in ("parts", "whole"))
@@ -214,6 +220,11 @@ def test_stage_2_has_the_choice_of_stage_1(settings, tmp_path, monkeypatch):
     first, second = (json.loads((tmp_path / stage / NAME).read_text())["layers"] for stage in ("stage1", "stage2"))
     assert first
     assert {kind: second[kind] for kind in first} == first
+    measuring(monkeypatch, 1.0)  # by which every choice would be another
+    stage2 = ["--steps", "1", "--stage", "2", "--stage1", str(tmp_path / "stage1"), "--out", str(tmp_path / "alone")]
+    train([*settings, *stage2])
+    alone = json.loads((tmp_path / "alone" / NAME).read_text())["layers"]
+    assert {kind: alone[kind] for kind in first} == first
 
 
 @needs_gpu
