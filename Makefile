@@ -1,5 +1,5 @@
 # make train   set up .venv with what training needs, then train on the embedded streets
-# make test    set up .venv with what the tests need too, then lint and test, PROCESSES=2 at a time
+# make test    set up .venv with what the tests need too, then lint and test, PROCESSES=3 at a time
 # make test-stub  the step on a GPU that computes nothing, under torch's CUDA build; TORCH=2.14.1 for another one
 # make install the set-up alone
 # make campaign MINUTES=60  kills, power losses, full disks, damaged and hostile files: what is lost or silently wrong; goes on
@@ -29,8 +29,8 @@ STUB_TESTS := \
 	tests/matching/test_matching_fused.py::test_a_captured_step_replayed_on_new_data_equals_eager \
 	'tests/ops/test_segment_mean.py::test_backward_does_not_keep_the_features[cuda]'
 
-# Of `make test`, with a thread each: what a test does is mostly one thread's work.
-PROCESSES ?= 2
+# Of `make test`, with a thread each: what a test does is mostly one thread's work, or another program's, for two cores.
+PROCESSES ?= 3
 
 .PHONY: install train test test-stub campaign docs dist gpu-bundle clean
 
