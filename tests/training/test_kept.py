@@ -29,9 +29,18 @@ def data(folders, tmp_path):
     return shutil.copytree(folders, tmp_path / "data")
 
 
-def test_a_bad_file_in_the_middle_saves_first_and_the_mended_run_equals_a_straight_one(settings, data, tmp_path):
+@pytest.fixture(scope="module")
+def straight(settings, tmp_path_factory):
+    """The folder of a run of five steps that nothing went wrong in, looked at in the end alone."""
+    out = tmp_path_factory.mktemp("straight")
+    train([*settings, "--eval-every", "50", "--steps", "5", "--out", str(out)])
+    return out
+
+
+def test_a_bad_file_in_the_middle_saves_first_and_the_mended_run_equals_a_straight_one(
+    straight, settings, data, tmp_path
+):
     given = [*on(settings, data), "--eval-every", "50", "--steps", "5"]
-    train([*given, "--out", str(tmp_path / "straight")])
     with pytest.MonkeyPatch.context() as patch:  # the sample before the first step would find it
         patch.setattr("simfast.training.opening.first_look", lambda *_: None)
         with (
@@ -44,13 +53,14 @@ def test_a_bad_file_in_the_middle_saves_first_and_the_mended_run_equals_a_straig
     step = checkpoint.load(tmp_path / "run/last.pt")["step"]
     assert 1 <= step < 5
     train(["--resume", str(tmp_path / "run")])
-    assert equal(state(tmp_path / "run/last.pt"), state(tmp_path / "straight/last.pt"))
+    assert equal(state(tmp_path / "run/last.pt"), state(straight / "last.pt"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes")])
-def test_out_of_memory_in_a_step_keeps_the_state_before_it_and_names_the_sizes(error, settings, tmp_path, monkeypatch):
-    given = [*settings, "--eval-every", "50", "--steps", "4"]
-    train([*given, "--out", str(tmp_path / "straight")])
+def test_out_of_memory_in_a_step_keeps_the_state_before_it_and_names_the_sizes(
+    error, straight, settings, tmp_path, monkeypatch
+):
+    given = [*settings, "--eval-every", "50", "--steps", "5"]
     with monkeypatch.context() as patch:
         fail_at(patch, 3, error)
         rule = r"out of memory on the CPU with source 64x64, target 64x64, batch_size 1, resnet18 in fp32; "
@@ -58,7 +68,7 @@ def test_out_of_memory_in_a_step_keeps_the_state_before_it_and_names_the_sizes(e
         with pytest.raises(SystemExit, match=rule):
             train([*given, "--out", str(tmp_path / "run")])
     train(["--resume", str(tmp_path / "run")])
-    assert equal(state(tmp_path / "run/last.pt"), state(tmp_path / "straight/last.pt"))
+    assert equal(state(tmp_path / "run/last.pt"), state(straight / "last.pt"))
 
 
 def test_of_too_little_memory_for_an_op_on_a_gpu_the_gpu_is_told():
@@ -179,13 +189,22 @@ def test_a_run_that_is_killed_between_its_first_two_checkpoints_goes_on(settings
         assert equal(state(tmp_path / "run" / name), state(tmp_path / "straight" / name))
 
 
+@pytest.fixture(scope="module")
+def rising(settings, tmp_path_factory):
+    """The folder of a run of five steps of which each look was the best so far."""
+    out = tmp_path_factory.mktemp("rising")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "is_better", lambda *_: True)
+        train([*settings, "--steps", "5", "--eval-every", "2", "--out", str(out)])
+    return out
+
+
 @pytest.mark.parametrize(("saves", "kept", "step"), [(1, "last.pt", 2), (3, "best.pt", 4)])
 def test_a_disk_with_room_for_one_of_two_checkpoints_keeps_it_and_says_how_to_go_on(
-    saves, kept, step, settings, tmp_path, monkeypatch
+    saves, kept, step, rising, settings, tmp_path, monkeypatch
 ):
     given, out = [*settings, "--steps", "5", "--eval-every", "2"], tmp_path / "run"
     monkeypatch.setattr(run, "is_better", lambda *_: True)
-    train([*given, "--out", str(tmp_path / "straight")])
     with monkeypatch.context() as patch:
         save, room = checkpoint.save, iter(range(saves))
 
@@ -201,7 +220,7 @@ def test_a_disk_with_room_for_one_of_two_checkpoints_keeps_it_and_says_how_to_go
             train([*given, "--out", str(out)])
     train(["--resume", given_again])
     for name in ("last.pt", "best.pt"):
-        assert equal(state(out / name), state(tmp_path / "straight" / name))
+        assert equal(state(out / name), state(rising / name))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
