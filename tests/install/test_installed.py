@@ -67,14 +67,15 @@ def test_a_fresh_installation_trains_evaluates_predicts_and_compares(installed):
     assert Path(where[0]).is_relative_to(home.parent / "venv")
     assert installed("python", "-m", "simfast", "--version").stdout == installed("simfast", "--version").stdout
 
-    installed("simfast", "train", "--preset", "streets", "--steps", "2", "--out", "run")
+    streets = ("--preset", "streets", "--source-size", "64", "48", "--target-size", "64", "48", "--steps", "2")
+    installed("simfast", "train", *streets, "--out", "run")
     assert json.loads((home / "run" / "result.json").read_text())["step"] == 2
     assert "mIoU" in installed("simfast", "evaluate", "run").stdout
     Image.fromarray(np.full((60, 80, 3), 127, np.uint8)).save(home / "photo.jpg")
     installed("simfast", "predict", "run", "photo.jpg", "--out", "p")
     assert [Image.open(file).size for file in (home / "p").rglob("*.png")] == [(80, 60)] * 3
     rows = ("--rows", "source-only", "aa")
-    installed("simfast", "ablate", "--preset", "streets", "--steps", "2", *rows, "--out", "ab")
+    installed("simfast", "ablate", *streets, *rows, "--out", "ab")
     assert len([*(home / "ab").rglob("result.json")]) == 2
 
 
