@@ -179,7 +179,8 @@ def test_a_run_with_banks_of_its_own(run, tmp_path, capsys):
     ("method", "trained"), [("source-only", ["seg"]), ("aa", ["seg", "adv"]), ("target-only", [TRUTH])]
 )
 def test_runs_without_banks_get_some_for_comparison(method, trained, settings, tmp_path):
-    train([*settings, "--out", str(tmp_path), "--steps", "1", "--method", method, "--precision", "bf16"])
+    small = ["--source-size", "40", "40", "--target-size", "40", "40", "--precision", "bf16"]
+    train([*settings, *small, "--out", str(tmp_path), "--steps", "1", "--method", method])
     path = tmp_path / "report.json"
     count = ["--pairs", 2, "--gradient-pairs", 1, "--bank-images", 5]
     assert simfast("diagnose", tmp_path, *count, "--report", path) == 0

@@ -84,7 +84,7 @@ def train(out, **more):
     from simfast.training.run import run
 
     sizes = {"source_size": [64, 32], "target_size": [64, 32], "batch_size": 1, "panel_images": 1}
-    own = {"arch": "resnet18", "steps": 2, "eval_every": 1, "log_every": 1, "device": "cpu", "workers": 1}
+    own = {"arch": "resnet18", "steps": 1, "eval_every": 1, "log_every": 1, "device": "cpu", "workers": 1}
     return run(Config.from_dict(sizes | own | {"out": str(out)} | more, "host", PRESETS["streets"]))
 
 
