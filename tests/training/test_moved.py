@@ -100,16 +100,16 @@ def test_a_run_goes_on_in_its_precision_where_auto_means_another(settings, tmp_p
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_the_last(settings, tmp_path):
-    train([*settings, "--eval-every", "2", "--steps", "6", "--out", str(tmp_path / "run")])
+    train([*settings, "--eval-every", "1", "--steps", "3", "--out", str(tmp_path / "run")])
     straight = state(tmp_path / "run/last.pt")
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
-    assert checkpoint.load(tmp_path / "run/previous.pt")["step"] == 4
+    assert checkpoint.load(tmp_path / "run/previous.pt")["step"] == 2
     (tmp_path / "run/last.pt").write_bytes(b"damaged")
     train(["--resume", str(tmp_path / "run/previous.pt")])
     assert equal(state(tmp_path / "run/last.pt"), straight)
     assert read_metrics(tmp_path / "run/metrics.jsonl") == rows
     # What was damaged has not become the checkpoint before.
-    assert checkpoint.load(tmp_path / "run/previous.pt")["step"] == 4
+    assert checkpoint.load(tmp_path / "run/previous.pt")["step"] == 2
     assert checkpoint.load(tmp_path / "run/best.pt")["best"] == straight["best"]
 
 

@@ -92,16 +92,24 @@ def test_a_run_does_not_end_before_where_it_is(settings, tmp_path):
     assert (tmp_path / "result.json").read_text() == before
 
 
+def with_transfer(name, settings, out):
+    """The result of one step with a transfer, and its loss."""
+    result = train(arguments(settings, out, "--steps", 1, "--method", "source-only", "--transfer", name))
+    return result, read_metrics(out / "metrics.jsonl")[0]["seg"]
+
+
+@pytest.fixture(scope="module")
+def plain(settings, tmp_path_factory):
+    """The same of a step with none."""
+    return with_transfer("none", settings, tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize("transfer", ["fda", "lab"])
-def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, settings, tmp_path):
-    plain, transferred = (
-        train(arguments(settings, tmp_path / name, "--steps", 1, "--method", "source-only", "--transfer", name))
-        for name in ("none", transfer)
-    )
-    assert transferred["row"] == f"source-only+it-{transfer}"
-    losses = [read_metrics(tmp_path / name / "metrics.jsonl")[0]["seg"] for name in ("none", transfer)]
-    assert plain["transfer"] == "none"
-    assert losses[0] != losses[1]
+def test_a_transfer_is_named_in_the_result_and_changes_the_training(transfer, plain, settings, tmp_path):
+    transferred = with_transfer(transfer, settings, tmp_path)
+    assert transferred[0]["row"] == f"source-only+it-{transfer}"
+    assert plain[0]["transfer"] == "none"
+    assert plain[1] != transferred[1]
 
 
 def test_a_run_leaves_what_the_readme_promises(settings, tmp_path, capsys):
