@@ -151,8 +151,8 @@ def _train(config: Config, device: torch.device, folder: RunFolder) -> dict[str,
     if (engines := trainer.networks.engines) is not None:
         # Those that a new run finds in its folder are of no run; stage 1's are of the same network.
         found = [out / ENGINES] if resumed else []
-        if here.stage1 is not None and not resumed:
-            found.append(checkpoint.resolve(here.stage1, "best.pt", stage=1).parent / ENGINES)
+        if not resumed and here.stage1 is not None:
+            found = [checkpoint.resolve(here.stage1, "best.pt", stage=1).parent / ENGINES]
         engines.keep_in(out / ENGINES, *found)
     if resumed:
         checkpoint.set_random_state(resumed["random"])

@@ -74,7 +74,9 @@ def test_out_of_memory_in_a_step_keeps_the_state_before_it_and_names_the_sizes(
 def test_of_too_little_memory_for_an_op_on_a_gpu_the_gpu_is_told():
     error = MemoryError("segment_mean: means: no memory for float32 [1, 2]")  # all that torch 2.11 lets an op know
     trainer = SimpleNamespace(device=torch.device("cuda"), precision="fp32")
-    assert re.search("on the GPU with .* in fp32; .*--precision bf16", str(explained(error, Config(), trainer)))
+    said = str(explained(error, Config(), trainer))
+    assert re.search("on the GPU with .* in fp32; .*--precision bf16 .*--fuse norms --memory low", said)
+    assert "--memory" not in str(explained(error, Config(batch_norm="frozen"), trainer))  # they keep no more without it
 
 
 def test_what_helps_most_where_memory_is_short_is_said_first():
